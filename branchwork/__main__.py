@@ -1,0 +1,5 @@
+"""`python -m branchwork`: the same as the `branchwork` command."""
+
+from branchwork.cli import main
+
+main()

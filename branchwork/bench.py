@@ -1,0 +1,108 @@
+"""`branchwork bench`: tokens per second of one stream, a batch, and a batch that shares its prompt.
+
+Knows: the language's public surface, the clock. Must not know: runtime internals.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import branchwork as bw
+
+_WORDS = [
+    "river",
+    "stone",
+    "letter",
+    "garden",
+    "window",
+    "seven",
+    "silver",
+    "paper",
+    "morning",
+    "under",
+    "bridge",
+    "answer",
+    "music",
+    "travel",
+    "winter",
+    "table",
+]
+
+
+@bw.function
+def _complete(s: Any, text: str, tokens: int) -> None:
+    s += text + bw.gen("out", max_tokens=tokens, temperature=0, ignore_eos=True)
+
+
+def measure(
+    console: Console,
+    model: str,
+    options: Mapping[str, str],
+    prompt: int,
+    generate: int,
+    batch: int,
+    repeats: int,
+    json_file: Path | None,
+) -> None:
+    """Run each workload `repeats` times on one fresh runtime and print medians with their spread."""
+    draw = random.Random(0)
+    rows: list[dict[str, Any]] = []
+    with bw.Runtime(model, **options) as runtime:
+        shared = _text(draw, prompt)
+        workloads = {
+            "one stream": lambda: [_text(draw, prompt)],
+            f"batch of {batch}": lambda: [_text(draw, prompt) for _ in range(batch)],
+            f"batch of {batch}, shared prompt": lambda: [shared + _text(draw, 8) for _ in range(batch)],
+        }
+        _round(runtime, [_text(draw, 8)], 8)
+        for name, texts in track(workloads.items(), description="measuring", console=console, transient=True):
+            runs = [_round(runtime, texts(), generate) for _ in range(repeats)]
+            rows.append(_summary(name, runs))
+    table = Table(title=f"{model}: prompt about {prompt} tokens, generate {generate}, {repeats} rounds")
+    for title in ("workload", "generated tokens/s", "spread", "prompt tokens", "reused"):
+        table.add_column(title, justify="left" if title == "workload" else "right")
+    for row in rows:
+        spread = f"{row['low']:,.0f}-{row['high']:,.0f}"
+        table.add_row(row["workload"], f"{row['rate']:,.0f}", spread, f"{row['prompt']:,}", f"{row['reused']:.0%}")
+    console.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"model": model, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def _text(draw: random.Random, tokens: int) -> str:
+    return " ".join(draw.choices(_WORDS, k=max(1, tokens // 2)))  # about two tokens a word with a small vocabulary
+
+
+def _round(runtime: bw.Runtime, texts: list[str], generate: int) -> dict[str, float]:
+    begun = time.perf_counter()
+    states = _complete.run_batch([{"text": text, "tokens": generate} for text in texts], backend=runtime)
+    metas = [state.meta("out") for state in states]
+    seconds = time.perf_counter() - begun
+    return {
+        "rate": sum(meta["completion_tokens"] for meta in metas) / seconds,
+        "prompt": sum(meta["prompt_tokens"] for meta in metas),
+        "reused": sum(meta["cached_tokens"] for meta in metas),
+    }
+
+
+def _summary(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+    rates = [run["rate"] for run in runs]
+    prompt = sum(run["prompt"] for run in runs)
+    return {
+        "workload": name,
+        "rate": statistics.median(rates),
+        "low": min(rates),
+        "high": max(rates),
+        "prompt": int(prompt / len(runs)),
+        "reused": sum(run["reused"] for run in runs) / prompt,
+    }

@@ -1,0 +1,90 @@
+"""Every op that a model's forward consists of, as one function each: the only door to the kernels.
+
+Knows: signatures and shapes. Must not know: models, the runtime, what hardware this is (table.py asks that).
+T tokens, C channels, H query heads, KVH key/value heads, D head dimension, P pages of S slots, R rows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from branchwork.kernels.table import Choice, implementation, report
+
+__all__ = [
+    "Choice",
+    "add_rms_norm",
+    "embedding",
+    "linear",
+    "paged_attention",
+    "report",
+    "rms_norm",
+    "rope",
+    "silu_mul",
+    "store_kv",
+]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, computed in float32. x [T, C] or [T, H, D]; weight [C] or [D]."""
+    out: Tensor = implementation("rms_norm", x.device.type)(x, weight, eps)
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(residual + x), residual + x), each [T, C]."""
+    out: tuple[Tensor, Tensor] = implementation("add_rms_norm", x.device.type)(x, residual, weight, eps)
+    return out
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q [T, H, D] and k [T, KVH, D] rotated by cos, sin [T, D/2] (float32), rotate-half layout. Returns new tensors.
+
+    q and k may be views of one fused projection: only their last two dimensions are contiguous.
+    """
+    out: tuple[Tensor, Tensor] = implementation("rope", q.device.type)(q, k, cos, sin)
+    return out
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up for gate_up [T, 2F], gate in the first half. Returns [T, F]."""
+    out: Tensor = implementation("silu_mul", gate_up.device.type)(gate_up)
+    return out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]."""
+    out: Tensor = implementation("linear", x.device.type)(x, weight, bias)
+    return out
+
+
+def embedding(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of table [V, C] at ids int64 [T]. Returns [T, C]."""
+    out: Tensor = implementation("embedding", ids.device.type)(ids, table)
+    return out
+
+
+def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
+    """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] in place; slots int64 [T], slot = page * S + offset."""
+    implementation("store_kv", k.device.type)(k, v, k_pool, v_pool, slots)
+
+
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    page_table: Tensor,
+    cu_rows: Tensor,
+    kv_len: Tensor,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D]. Returns [T, H, D].
+
+    page_table int32 [R, maxpages], cu_rows int32 [R + 1], kv_len int32 [R]: row r owns q[cu_rows[r] : cu_rows[r + 1]];
+    the i-th of its n tokens stands at position kv_len[r] - n + i and attends to all positions up to its own, or to the
+    last `window` of them (its own included) when window > 0. Query head h reads key head h // (H // KVH).
+    """
+    out: Tensor = implementation("paged_attention", q.device.type, q.shape[-1])(
+        q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window
+    )
+    return out

@@ -1,0 +1,161 @@
+/* The optional native kernels of the CPU: what torch does badly (paged attention, a step's small operations, sampling).
+ *
+ * Knows: raw pointers, shapes, OpenMP and the compiler's vector types. Must not know: Python, torch, requests.
+ *
+ * Every operation is written once (native_*.c) on vectors of VW floats and compiled per instruction set; the exported
+ * bw_* functions pick the widest one this processor has. No intrinsics: GCC and clang lower the vector types, on x86-64
+ * and on ARM. Element types are float32 and bfloat16 (a row of uint16_t); all sums are float32. Strides count elements.
+ * Errors come back as a negative number that the Python side turns into an exception.
+ */
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+#define INLINE static inline __attribute__((always_inline, unused))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3 };
+enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
+
+typedef struct {
+    const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D] with page and head strides */
+    void *out;             /* [T, H, D] contiguous */
+    const int32_t *table, *cu, *len;
+    int64_t q_stride, page_stride, head_stride, table_stride;
+    int32_t rows, heads, kv_heads, dim, page, pages, window, columns, tokens; /* columns of the page table; T */
+    float scale;
+    int32_t failed;
+} Attention;
+
+typedef struct {
+    const void *q, *k, *v;
+    const float *cos, *sin; /* [T, D/2] contiguous */
+    void *q_out, *k_out;    /* contiguous; k_out NULL: rotate k straight into the pool */
+    void *k_pool, *v_pool;
+    const int64_t *slots;
+    int64_t tokens, q_stride, k_stride, v_stride, page_stride, head_stride, pages;
+    int32_t heads, kv_heads, dim, page;
+} Rotary;
+
+typedef struct {
+    const int64_t *logits; /* [N] addresses of rows of `vocab` floats */
+    const int64_t *masks;  /* [N] addresses of ceil(vocab/32) words, bit = allowed; 0 for an unconstrained row */
+    const float *temperature, *top_p, *min_p;
+    const int32_t *top_k;
+    const double *uniform;
+    int64_t *tokens; /* out: the token, -1 for NaN or +inf logits, -2 when every token is masked */
+    int64_t rows, vocab;
+} Sampling;
+
+/* A buffer of this thread, kept between calls: fresh large allocations would cost a page fault per 4 KiB each step. */
+static void *scratch(size_t bytes) {
+    static __thread char *buffer;
+    static __thread size_t size;
+    if (bytes > size) {
+        free(buffer);
+        size = bytes + bytes / 4 + 64;
+        buffer = malloc(size);
+        if (!buffer) {
+            size = 0;
+            return NULL;
+        }
+    }
+    return (void *)(((uintptr_t)buffer + 63) & ~(uintptr_t)63);
+}
+
+static int widest(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        return 16;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+    return 4;
+}
+
+#if defined(__x86_64__)
+#define VW 16
+#define NAME(f) f##_16
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#endif
+#include "native_isa.c"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef VW
+#undef NAME
+
+#define VW 8
+#define NAME(f) f##_8
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#include "native_isa.c"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef VW
+#undef NAME
+#endif
+
+#define VW 4
+#define NAME(f) f##_4
+#include "native_isa.c"
+#undef VW
+#undef NAME
+
+static int chosen; /* 0: not chosen yet; otherwise floats per vector */
+
+/* Floats per vector to use from now on (0: the widest); what this processor lacks is cut down. Returns the choice. */
+EXPORT int bw_vector_width(int want) {
+    int best = widest();
+    chosen = want == 0 || want > best ? best : want >= 16 ? 16 : want >= 8 ? 8 : 4;
+    return chosen;
+}
+
+#if defined(__x86_64__)
+#define DISPATCH(name, parameters, arguments)                 \
+    EXPORT int bw_##name parameters {                         \
+        if (!chosen) bw_vector_width(0);                      \
+        return chosen == 16  ? name##_16 arguments            \
+               : chosen == 8 ? name##_8 arguments             \
+                             : name##_4 arguments;            \
+    }
+#else
+#define DISPATCH(name, parameters, arguments) \
+    EXPORT int bw_##name parameters { return name##_4 arguments; }
+#endif
+
+DISPATCH(paged_attention, (const Attention *a, int bf16), (a, bf16))
+DISPATCH(rotary, (const Rotary *a, int bf16), (a, bf16))
+DISPATCH(store_kv, (const Rotary *a, int bf16), (a, bf16))
+DISPATCH(rms_norm,
+         (const void *x, const void *residual, const void *weight, void *out, void *sum, int64_t rows, int64_t inner,
+          int64_t stride, int64_t width, float eps, int bf16),
+         (x, residual, weight, out, sum, rows, inner, stride, width, eps, bf16))
+DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int64_t width, int bf16),
+         (x, out, rows, stride, width, bf16))
+DISPATCH(sample, (const Sampling *a), (a))
+
+/* setuptools links for this symbol; the library is opened with ctypes and never imported. */
+EXPORT void *PyInit__native(void) { return NULL; }

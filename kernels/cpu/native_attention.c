@@ -1,0 +1,254 @@
+/* Paged attention with online softmax (Flash-Decoding's block loop without its split). Included per vector width.
+ *
+ *   row's query vectors, u = token * G + head in group        KV positions of the row
+ *   [ tile 0: 64 vectors | tile 1 | ... ]  one task = tile x kv head    [ block 0 | block 1 | ... ]  32 tokens each
+ *
+ * Blocks stand at absolute positions and every query vector goes through the same operations in the same order
+ * whatever shares its tile: its result depends on nothing but its own query and KV, not on batch, chunk or threads.
+ * Only positions that some query of the tile attends to are ever read.
+ */
+
+/* Addresses of the K and V rows of block `b` within [begin, end); other lanes get `zeros`, which is a row of zeros. */
+INLINE void NAME(locate)(Attention *a, const int32_t *table, int head, int b, int begin, int end,
+                         size_t element, const char *zeros, const char **k, const char **v) {
+    int from = MAX(begin, b * BLOCK), to = MIN(end, (b + 1) * BLOCK), slots = a->page;
+    int page = from / slots, offset = from % slots;
+    for (int t = 0; t < BLOCK; t++) k[t] = v[t] = zeros;
+    for (int p = from; p < to; p++) {
+        uint32_t number = (uint32_t)table[page];
+        if (number < (uint32_t)a->pages) {
+            int64_t at = ((int64_t)number * a->page_stride + head * a->head_stride + (int64_t)offset * a->dim) * element;
+            k[p - b * BLOCK] = (const char *)a->k + at;
+            v[p - b * BLOCK] = (const char *)a->v + at;
+        } else {
+            a->failed = BAD_PAGE;
+        }
+        if (++offset == slots) offset = 0, page++;
+    }
+}
+
+/* kt[d * BLOCK + t] = K of token t: tokens become lanes. A bfloat16 row is moved as pairs. */
+INLINE void NAME(turn_keys)(const char *const *k, const char *const *next, int from, int to, int dim, float *kt, int bf16) {
+    const int words = bf16 ? dim / 2 : dim;
+    for (int group = from / VW * VW; group < to; group += VW)
+        for (int word = 0; word < words; word += VW) {
+            vu r[VW];
+            if (word + VW <= words) {
+                for (int t = 0; t < VW; t++) r[t] = *(const vu *)(k[group + t] + word * 4);
+            } else {
+                memset(r, 0, sizeof r);
+                for (int t = 0; t < VW; t++) memcpy(&r[t], k[group + t] + word * 4, (words - word) * 4);
+            }
+            for (int t = 0; t < VW; t++) __builtin_prefetch(next[group + t] + word * 4);
+            NAME(transpose)(r);
+            const int count = MIN(VW, words - word);
+            float *at = kt + (bf16 ? 2 : 1) * word * BLOCK + group;
+            if (count == VW) {
+                for (int j = 0; j < VW; j++) {
+                    *(vu *)(at + (bf16 ? 2 : 1) * j * BLOCK) = bf16 ? r[j] << 16 : r[j];
+                    if (bf16) *(vu *)(at + (2 * j + 1) * BLOCK) = r[j] & 0xffff0000u;
+                }
+            } else {
+                for (int j = 0; j < count; j++) {
+                    *(vu *)(at + (bf16 ? 2 : 1) * j * BLOCK) = bf16 ? r[j] << 16 : r[j];
+                    if (bf16) *(vu *)(at + (2 * j + 1) * BLOCK) = r[j] & 0xffff0000u;
+                }
+            }
+        }
+}
+
+/* s[u][t] for `count` query vectors: qt is [dim][tile], kt is [dim][BLOCK]. */
+INLINE void NAME(score)(const float *qt, int tile, const float *kt, int dim, float *s, const int count) {
+    for (int t = 0; t < BLOCK; t += 2 * VW) {
+        vf x[8], y[8];
+        for (int u = 0; u < count; u++) x[u] = y[u] = (vf){0};
+        for (int d = 0; d < dim; d++) {
+            vf k0 = *(const vf *)(kt + d * BLOCK + t), k1 = *(const vf *)(kt + d * BLOCK + t + VW);
+            for (int u = 0; u < count; u++) {
+                float q = qt[d * tile + u];
+                x[u] += q * k0;
+                y[u] += q * k1;
+            }
+        }
+        for (int u = 0; u < count; u++) {
+            *(vf *)(s + u * BLOCK + t) = x[u];
+            *(vf *)(s + u * BLOCK + t + VW) = y[u];
+        }
+    }
+}
+
+/* One query's scores of a block to weights; the running maximum, the lanes' sum and the accumulator follow it. */
+INLINE void NAME(soften)(float *s, int from, int to, float *max, vf *sum, float *acc, int padded) {
+    vf x[BLOCK / VW], top = NAME(splat)(*max);
+    for (int i = 0; i < BLOCK / VW; i++) {
+        x[i] = *(vf *)(s + i * VW);
+        if (from > 0 || to < BLOCK) {
+            vi lane = (vi)LANES + i * VW;
+            x[i] = NAME(pick)((lane >= from) & (lane < to), x[i], NAME(splat)(-INFINITY));
+        }
+        top = NAME(larger)(x[i], top);
+    }
+    float new = NAME(maximum)(top);
+    if (new > *max) {
+        float shrink = NAME(exp2_1)(*max - new);
+        *max = new;
+        *sum *= shrink;
+        for (int d = 0; d < padded; d += VW) *(vf *)(acc + d) *= shrink;
+    }
+    for (int i = 0; i < BLOCK / VW; i++) {
+        vf e = NAME(exp2)(x[i] - new);
+        *sum += e;
+        *(vf *)(s + i * VW) = e;
+    }
+}
+
+/* acc[u][d] += s[u][t] * V[t][d] for `count` query vectors and `wide` vectors of dims from d on. */
+INLINE void NAME(gather)(const float *s, const char *const *v, const char *const *next, int from, int to, int d, int padded,
+                         float *acc, const int count, const int wide, const int bf16) {
+    vf o[8][2];
+    for (int u = 0; u < count; u++)
+        for (int i = 0; i < wide; i++) o[u][i] = *(vf *)(acc + u * padded + d + i * VW);
+    for (int t = from; t < to; t++) {
+        vf x[2];
+        for (int i = 0; i < wide; i++) x[i] = NAME(load)(v[t], d + i * VW, bf16);
+        if (next) {
+            __builtin_prefetch(next[t] + d * (bf16 ? 2 : 4));
+            if (VW * wide * (bf16 ? 2 : 4) > 64) __builtin_prefetch(next[t] + d * (bf16 ? 2 : 4) + 64);
+        }
+        for (int u = 0; u < count; u++)
+            for (int i = 0; i < wide; i++) o[u][i] += s[u * BLOCK + t] * x[i];
+    }
+    for (int u = 0; u < count; u++)
+        for (int i = 0; i < wide; i++) *(vf *)(acc + u * padded + d + i * VW) = o[u][i];
+}
+
+INLINE void NAME(gather_all)(const float *s, const char *const *v, const char *const *next, int from, int to, int padded,
+                             float *acc, const int count, const int bf16) {
+    int d = 0;
+    for (; d + 2 * VW <= padded; d += 2 * VW) NAME(gather)(s, v, next, from, to, d, padded, acc, count, 2, bf16);
+    if (d < padded) NAME(gather)(s, v, next, from, to, d, padded, acc, count, 1, bf16);
+}
+
+#if VW == 16 || defined(__aarch64__)
+#define EIGHT(call) for (; u + 8 <= count; u += 8) call(8)
+#else
+#define EIGHT(call) /* sixteen registers hold four query vectors' sums */
+#endif
+#define IN_GROUPS(call)                     \
+    do {                                    \
+        int u = 0;                          \
+        EIGHT(call);                        \
+        for (; u + 4 <= count; u += 4) call(4); \
+        for (; u + 2 <= count; u += 2) call(2); \
+        for (; u < count; u++) call(1);     \
+    } while (0)
+
+INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, const int bf16) {
+    const int D = a->dim, group = a->heads / a->kv_heads, padded = (D + VW - 1) / VW * VW;
+    const size_t element = bf16 ? 2 : 4;
+    const int base = a->len[row] - (a->cu[row + 1] - a->cu[row]);
+    const int start = base + first / group, end = base + (first + count - 1) / group + 1;
+    const int begin = a->window > 0 ? MAX(0, start - a->window + 1) : 0;
+    const int copy = padded != D || (bf16 && count > 8); /* V as padded floats, when it is read often or has a tail */
+    float *memory = scratch(sizeof(float) * (size_t)(2 * TILE * padded + TILE * BLOCK + 2 * BLOCK * padded + 2 * padded +
+                                                     TILE * (VW + 1)) + 64);
+    if (!memory) return NO_MEMORY;
+    float *sums = memory, *qt = sums + TILE * VW, *acc = qt + TILE * padded, *s = acc + TILE * padded;
+    float *kt = s + TILE * BLOCK, *values = kt + BLOCK * padded, *zeros = values + BLOCK * padded, *max = zeros + 2 * padded;
+    memset(zeros, 0, sizeof(float) * 2 * padded);
+    memset(acc, 0, sizeof(float) * count * padded);
+    memset(sums, 0, sizeof(float) * count * VW);
+    for (int u = 0; u < count; u++) {
+        int token = a->cu[row] + (first + u) / group, query = head * group + (first + u) % group;
+        const char *q = (const char *)a->q + ((int64_t)token * a->q_stride + (int64_t)query * D) * element;
+        for (int d = 0; d < D; d++) qt[d * count + u] = NAME(load1)(q, d, bf16) * (a->scale * 1.44269504088896341f);
+        max[u] = -1e30f;
+    }
+    const char *k[2][BLOCK], *v[2][BLOCK], *copied[BLOCK];
+    for (int t = 0; t < BLOCK; t++) copied[t] = (const char *)(values + t * padded);
+    if (copy) memset(values, 0, sizeof(float) * BLOCK * padded);
+    const int32_t *table = a->table + row * a->table_stride;
+    const int last = (end - 1) / BLOCK;
+    NAME(locate)(a, table, head, begin / BLOCK, begin, end, element, (char *)zeros, k[0], v[0]);
+    for (int b = begin / BLOCK, now = 0; b <= last; b++, now ^= 1) {
+        const int origin = b * BLOCK, from = MAX(begin - origin, 0), to = MIN(end - origin, BLOCK);
+        if (b < last) NAME(locate)(a, table, head, b + 1, begin, end, element, (char *)zeros, k[!now], v[!now]);
+        const char *const *ahead = b < last ? k[!now] : k[now];
+        NAME(turn_keys)(k[now], ahead, from, to, D, kt, bf16);
+#define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, n)
+        IN_GROUPS(SCORE);
+#undef SCORE
+        for (int u = 0; u < count; u++) {
+            int at = base + (first + u) / group, low = a->window > 0 ? at - a->window + 1 : 0;
+            int lane = MAX(from, MIN(low - origin, BLOCK)), limit = MAX(0, MIN(to, at + 1 - origin));
+            NAME(soften)(s + u * BLOCK, lane, limit, max + u, (vf *)(sums + u * VW), acc + u * padded, padded);
+        }
+        const char *const *later = b < last ? (const char *const *)v[!now] : NULL;
+        if (copy) {
+            for (int t = from; t < to; t++) {
+                if (later) for (size_t i = 0; i < D * element; i += 64) __builtin_prefetch(later[t] + i);
+                int d = 0;
+                for (; d + VW <= D; d += VW) *(vf *)(values + t * padded + d) = NAME(load)(v[now][t], d, bf16);
+                for (; d < D; d++) values[t * padded + d] = NAME(load1)(v[now][t], d, bf16);
+            }
+#define GATHER(n) NAME(gather_all)(s + u * BLOCK, copied, NULL, from, to, padded, acc + u * padded, n, 0)
+            IN_GROUPS(GATHER);
+#undef GATHER
+        } else {
+#define GATHER(n) NAME(gather_all)(s + u * BLOCK, v[now], u == 0 ? later : NULL, from, to, padded, acc + u * padded, n, bf16)
+            IN_GROUPS(GATHER);
+#undef GATHER
+        }
+    }
+    for (int u = 0; u < count; u++) {
+        int token = a->cu[row] + (first + u) / group, query = head * group + (first + u) % group;
+        float inverse = 1.0f / NAME(sum)(*(vf *)(sums + u * VW));
+        char *out = (char *)a->out + ((int64_t)token * a->heads + query) * D * element;
+        int d = 0;
+        for (; d + VW <= D; d += VW) NAME(store)(out, d, *(vf *)(acc + u * padded + d) * inverse, bf16);
+        for (; d < D; d++) NAME(store1)(out, d, acc[u * padded + d] * inverse, bf16);
+    }
+    return 0;
+}
+#undef IN_GROUPS
+#undef EIGHT
+
+static int NAME(attend_f32)(Attention *a, int row, int head, int u, int n) { return NAME(attend)(a, row, head, u, n, 0); }
+static int NAME(attend_bf16)(Attention *a, int row, int head, int u, int n) { return NAME(attend)(a, row, head, u, n, 1); }
+
+/* Long tasks first (prefill tiles, latest first), then the decode rows, dealt out one by one. */
+static int NAME(paged_attention)(const Attention *call, int bf16) {
+    Attention copy = *call, *a = &copy;
+    const int group = a->heads / a->kv_heads;
+    int tasks = 0, filled = 0;
+    int64_t work = 0;
+    if (a->cu[0] != 0 || a->cu[a->rows] != a->tokens) return BAD_LENGTH;
+    for (int r = 0; r < a->rows; r++) {
+        int n = a->cu[r + 1] - a->cu[r];
+        if (n < 0 || n > a->len[r] || a->len[r] > (int64_t)a->columns * a->page) return BAD_LENGTH;
+        tasks += (n * group + TILE - 1) / TILE;
+        work += (int64_t)n * a->len[r] * a->heads * a->dim;
+    }
+    struct { int32_t row, first, count; } *list = malloc(sizeof *list * (size_t)(tasks + 1));
+    if (!list) return NO_MEMORY;
+    for (int decode = 0; decode < 2; decode++)
+        for (int r = 0; r < a->rows; r++) {
+            int n = a->cu[r + 1] - a->cu[r], all = n * group;
+            if ((n == 1) != decode) continue;
+            for (int first = (all - 1) / TILE * TILE; n > 0 && first >= 0; first -= TILE) {
+                list[filled].row = r;
+                list[filled].first = first;
+                list[filled++].count = MIN(TILE, all - first);
+            }
+        }
+    a->failed = 0;
+    int (*attend)(Attention *, int, int, int, int) = bf16 ? NAME(attend_bf16) : NAME(attend_f32);
+#pragma omp parallel for schedule(dynamic, 1) if (work > 300000)
+    for (int i = 0; i < tasks * a->kv_heads; i++) {
+        int task = i / a->kv_heads;
+        int code = attend(a, list[task].row, i % a->kv_heads, list[task].first, list[task].count);
+        if (code) a->failed = code;
+    }
+    free(list);
+    return a->failed;
+}

@@ -1,0 +1,140 @@
+/* Small operations of a step, each one pass over its rows. Included per vector width. */
+
+/* out = x / rms(x) * weight over `width`; with a residual, sum = residual + x (rounded to the element type) stands for x. */
+INLINE void NAME(rms_row)(const void *x, const void *residual, const void *weight, void *out, void *sum, int64_t width,
+                          float eps, const int bf16) {
+    const void *source = x;
+    vf squares = {0};
+    float rest = 0;
+    int64_t i = 0;
+    if (residual) {
+        for (; i + VW <= width; i += VW) NAME(store)(sum, i, NAME(load)(x, i, bf16) + NAME(load)(residual, i, bf16), bf16);
+        for (; i < width; i++) NAME(store1)(sum, i, NAME(load1)(x, i, bf16) + NAME(load1)(residual, i, bf16), bf16);
+        source = sum;
+    }
+    for (i = 0; i + VW <= width; i += VW) {
+        vf value = NAME(load)(source, i, bf16);
+        squares += value * value;
+    }
+    for (; i < width; i++) {
+        float value = NAME(load1)(source, i, bf16);
+        rest += value * value;
+    }
+    float factor = 1.0f / sqrtf((NAME(sum)(squares) + rest) / (float)width + eps);
+    for (i = 0; i + VW <= width; i += VW)
+        NAME(store)(out, i, NAME(load)(source, i, bf16) * factor * NAME(load)(weight, i, bf16), bf16);
+    for (; i < width; i++)
+        NAME(store1)(out, i, NAME(load1)(source, i, bf16) * factor * NAME(load1)(weight, i, bf16), bf16);
+}
+
+/* x is [rows, inner, width] with `stride` between rows; residual, sum and out are contiguous. */
+static int NAME(rms_norm)(const void *x, const void *residual, const void *weight, void *out, void *sum, int64_t rows,
+                          int64_t inner, int64_t stride, int64_t width, float eps, int bf16) {
+    const int64_t element = bf16 ? 2 : 4;
+#pragma omp parallel for if (rows * inner * width > 262144)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t h = 0; h < inner; h++) {
+            const char *from = (const char *)x + (r * stride + h * width) * element;
+            int64_t at = (r * inner + h) * width * element;
+            const char *other = residual ? (const char *)residual + at : NULL;
+            char *total = residual ? (char *)sum + at : NULL;
+            if (bf16)
+                NAME(rms_row)(from, other, weight, (char *)out + at, total, width, eps, 1);
+            else
+                NAME(rms_row)(from, other, weight, (char *)out + at, total, width, eps, 0);
+        }
+    return 0;
+}
+
+INLINE void NAME(silu_row)(const void *gate, const void *up, void *out, int64_t width, const int bf16) {
+    int64_t i = 0;
+    for (; i + VW <= width; i += VW) {
+        vf g = NAME(load)(gate, i, bf16);
+        NAME(store)(out, i, g / (1.0f + NAME(exp2)(g * -1.44269504088896341f)) * NAME(load)(up, i, bf16), bf16);
+    }
+    for (; i < width; i++) {
+        float g = NAME(load1)(gate, i, bf16);
+        NAME(store1)(out, i, g / (1.0f + NAME(exp2_1)(g * -1.44269504088896341f)) * NAME(load1)(up, i, bf16), bf16);
+    }
+}
+
+static int NAME(silu_mul)(const void *x, void *out, int64_t rows, int64_t stride, int64_t width, int bf16) {
+    const int64_t element = bf16 ? 2 : 4;
+#pragma omp parallel for if (rows * width > 131072)
+    for (int64_t r = 0; r < rows; r++) {
+        const char *gate = (const char *)x + r * stride * element, *up = gate + width * element;
+        if (bf16)
+            NAME(silu_row)(gate, up, (char *)out + r * width * element, width, 1);
+        else
+            NAME(silu_row)(gate, up, (char *)out + r * width * element, width, 0);
+    }
+    return 0;
+}
+
+/* Rotate-half of one head of `2 * half` elements (RoFormer, in the pairing of the HF checkpoints). */
+INLINE void NAME(rotate)(const void *x, const float *cos, const float *sin, void *out, int half, const int bf16) {
+    int i = 0;
+    for (; i + VW <= half; i += VW) {
+        vf a = NAME(load)(x, i, bf16), b = NAME(load)(x, i + half, bf16), c = *(const vf *)(cos + i), s = *(const vf *)(sin + i);
+        NAME(store)(out, i, a * c - b * s, bf16);
+        NAME(store)(out, i + half, b * c + a * s, bf16);
+    }
+    for (; i < half; i++) {
+        float a = NAME(load1)(x, i, bf16), b = NAME(load1)(x, i + half, bf16);
+        NAME(store1)(out, i, a * cos[i] - b * sin[i], bf16);
+        NAME(store1)(out, i + half, b * cos[i] + a * sin[i], bf16);
+    }
+}
+
+INLINE void NAME(rotary_token)(const Rotary *a, int64_t t, const int bf16) {
+    const int64_t element = bf16 ? 2 : 4, head = a->dim * element;
+    const int half = a->dim / 2;
+    const float *cos = a->cos + t * half, *sin = a->sin + t * half;
+    const char *q = (const char *)a->q + t * a->q_stride * element, *k = (const char *)a->k + t * a->k_stride * element;
+    char *q_out = (char *)a->q_out + t * a->heads * head;
+    for (int h = 0; h < a->heads; h++) NAME(rotate)(q + h * head, cos, sin, q_out + h * head, half, bf16);
+    if (a->k_out) {
+        char *k_out = (char *)a->k_out + t * a->kv_heads * head;
+        for (int h = 0; h < a->kv_heads; h++) NAME(rotate)(k + h * head, cos, sin, k_out + h * head, half, bf16);
+        return;
+    }
+    const char *v = (const char *)a->v + t * a->v_stride * element;
+    int64_t at = (a->slots[t] / a->page * a->page_stride + a->slots[t] % a->page * a->dim) * element;
+    for (int h = 0; h < a->kv_heads; h++, at += a->head_stride * element) {
+        NAME(rotate)(k + h * head, cos, sin, (char *)a->k_pool + at, half, bf16);
+        memcpy((char *)a->v_pool + at, v + h * head, head);
+    }
+}
+
+static int NAME(check_slots)(const Rotary *a) {
+    for (int64_t t = 0; t < a->tokens; t++)
+        if (a->slots[t] < 0 || a->slots[t] >= a->pages * a->page) return BAD_PAGE;
+    return 0;
+}
+
+/* Rotate q and k into q_out and k_out, or (k_out NULL) q into q_out and k, with v beside it, into the pool's slots. */
+static int NAME(rotary)(const Rotary *a, int bf16) {
+    if (!a->k_out && NAME(check_slots)(a)) return BAD_PAGE;
+#pragma omp parallel for if (a->tokens * a->heads * a->dim > 262144)
+    for (int64_t t = 0; t < a->tokens; t++) {
+        if (bf16)
+            NAME(rotary_token)(a, t, 1);
+        else
+            NAME(rotary_token)(a, t, 0);
+    }
+    return 0;
+}
+
+static int NAME(store_kv)(const Rotary *a, int bf16) {
+    if (NAME(check_slots)(a)) return BAD_PAGE;
+    const int64_t element = bf16 ? 2 : 4, head = a->dim * element;
+    for (int64_t t = 0; t < a->tokens; t++) {
+        const char *k = (const char *)a->k + t * a->k_stride * element, *v = (const char *)a->v + t * a->v_stride * element;
+        int64_t at = (a->slots[t] / a->page * a->page_stride + a->slots[t] % a->page * a->dim) * element;
+        for (int h = 0; h < a->kv_heads; h++, at += a->head_stride * element) {
+            memcpy((char *)a->k_pool + at, k + h * head, head);
+            memcpy((char *)a->v_pool + at, v + h * head, head);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,16 @@
+/* One instruction set's build of every kernel: included by native.c once per vector width (VW, NAME). */
+#define vf NAME(vector_f)
+#define vi NAME(vector_i)
+#define vu NAME(vector_u)
+#define vh NAME(vector_h)
+#include "native_vector.c"
+#include "native_attention.c"
+#include "native_fused.c"
+#include "native_sample.c"
+#undef vf
+#undef vi
+#undef vu
+#undef vh
+#undef ZIP_LOW
+#undef ZIP_HIGH
+#undef LANES

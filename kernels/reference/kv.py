@@ -1,0 +1,19 @@
+"""Writing keys and values into the paged pool: the definition.
+
+Knows: torch, the head-major page layout. Must not know: who owns a page.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
+    """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] at slots int64 [T], slot = page * S + offset. In place.
+
+    Slots of one call are distinct.
+    """
+    size = k_pool.shape[2]
+    page, offset = slots // size, slots % size
+    k_pool[page, :, offset] = k
+    v_pool[page, :, offset] = v

@@ -1,0 +1,110 @@
+"""Which implementation serves each op on each kind of device: the only file that asks what hardware this is.
+
+Knows: implementations by name, best first, and why one is missing here. Must not know: models, the runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """One implementation: `function` of branchwork.kernels.`module`, imported when first needed.
+
+    optional: the module says in `available` and `why` whether it can serve this machine.
+    multiple: what the op's last dimension must be a multiple of.
+    """
+
+    name: str
+    module: str
+    function: str
+    optional: bool = False
+    multiple: int = 1
+
+
+class Choice(NamedTuple):
+    """What serves an op, and each better implementation that is missing with the reason."""
+
+    op: str
+    chosen: str
+    missing: tuple[tuple[str, str], ...]
+
+
+def _row(op: str, file: str, *cpu: Entry) -> dict[str, tuple[Entry, ...]]:
+    reference = Entry("reference", f"reference.{file}", op)
+    return {"cpu": (*cpu, reference), "cuda": (reference,), "rocm": (reference,)}
+
+
+def _native(op: str, file: str = "cpu.fused") -> Entry:
+    return Entry("native", file, op, optional=True)
+
+
+TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
+    "rms_norm": _row("rms_norm", "norm", _native("rms_norm")),
+    "add_rms_norm": _row("add_rms_norm", "norm", _native("add_rms_norm")),
+    "rope": _row("rope", "rope", _native("rope")),
+    "silu_mul": _row("silu_mul", "activation", _native("silu_mul")),
+    "linear": _row("linear", "linear"),
+    "embedding": _row("embedding", "linear"),
+    "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv")),
+    "paged_attention": _row(
+        "paged_attention",
+        "attention",
+        Entry("native", "cpu.attention", "paged_attention", optional=True, multiple=8),
+        Entry("torch", "cpu.gathered_attention", "paged_attention"),
+    ),
+}
+
+
+@cache
+def implementation(op: str, device_type: str, dim: int = 0) -> Callable[..., Any]:
+    """The function that serves `op` on torch devices of this type; dim: its last dimension, where that decides.
+
+    Raises KeyError for an unknown op or device.
+    """
+    return load(next(entry for entry in TABLE[op][kind(device_type)] if not why_missing(entry, dim)))
+
+
+def report(device_type: str = "cpu") -> list[Choice]:
+    """Per op, which implementation is chosen on such a device and why each better one is missing."""
+    choices: list[Choice] = []
+    for op, kinds in TABLE.items():
+        missing: list[tuple[str, str]] = []
+        for entry in kinds[kind(device_type)]:
+            why = why_missing(entry)
+            if not why:
+                choices.append(Choice(op, entry.name, tuple(missing)))
+                break
+            missing.append((entry.name, why))
+    return choices
+
+
+def load(entry: Entry) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(_module(entry), entry.function)
+    return function
+
+
+def why_missing(entry: Entry, dim: int = 0) -> str:
+    """Why an implementation cannot serve this machine or last dimension; empty when it can."""
+    if dim % entry.multiple:
+        return f"dimension {dim} is no multiple of {entry.multiple}"
+    if not entry.optional:
+        return ""
+    module = _module(entry)
+    return "" if module.available else str(module.why)
+
+
+def kind(device_type: str) -> str:
+    """Device kind of the table: torch calls AMD's devices cuda, too."""
+    if device_type != "cuda":
+        return device_type
+    import torch
+
+    return "rocm" if torch.version.hip else "cuda"
+
+
+def _module(entry: Entry) -> Any:
+    return importlib.import_module(f"branchwork.kernels.{entry.module}")

@@ -1,0 +1,231 @@
+"""What executes a program's nodes: the Backend protocol, and LocalBackend, which runs lang.machine in this process.
+
+Knows: nodes, calls, replies, the background loop. Must not know: sockets, tokens, the user's state object.
+Any thread may open, lay, cancel and close; a sink is called on the background loop's thread and must not block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from branchwork.lang import loop
+from branchwork.lang.ir import Laid
+from branchwork.lang.machine import Call, NodeDone, Program, Reply
+from branchwork.lang.protocol import ChatFrames, Delta, Done, Failed
+from branchwork.lang.transcript import Branch, NodeFailed
+
+__all__ = ["Backend", "Call", "Chunk", "Event", "LocalBackend", "Lost", "Reply", "ScriptedBackend", "Session", "Sink"]
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """More text of the first sample of a call, as it comes."""
+
+    text: str
+    meta: dict[str, Any] = {}
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """Whoever executed this program is gone: everything that still waits fails with `code`."""
+
+    code: str
+    message: str
+
+
+Event = Delta | Done | Failed | Lost
+Sink = Callable[[Event], None]
+
+
+class Session(Protocol):
+    """One program on a backend."""
+
+    def lay(self, branch: int, nodes: Sequence[Laid]) -> None:
+        """Take nodes in the order of their numbers. May block the caller while too many are under way."""
+
+    def cancel(self, branch: int | None) -> None: ...
+
+    def close(self) -> None:
+        """Stop what runs and forget the program; no event comes afterwards. Safe to call from a finalizer."""
+
+
+class Backend(Protocol):
+    @property
+    def frames(self) -> ChatFrames: ...
+
+    @property
+    def model(self) -> Any:
+        """The model's name, or its protocol.ModelInfo."""
+
+    def open(self, sink: Sink) -> Session: ...
+
+
+Emit = Callable[[Chunk], None]
+Execute = Callable[[Call, Branch, Emit], Awaitable[Reply]]
+
+
+class CallFailed(Exception):
+    """Raised by an executor: the call cannot be answered. code is short and stable, message says what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class LocalBackend:
+    """Runs programs in this process; `execute` answers one call. For hosted APIs and for tests."""
+
+    def __init__(self, execute: Execute, *, model: str, frames: ChatFrames | None = None) -> None:
+        self.model = model
+        self.frames = frames or ChatFrames()
+        self.execute = execute
+
+    def open(self, sink: Sink) -> Session:
+        return _LocalSession(self.execute, self.frames, sink)
+
+
+class _LocalSession:
+    """Everything but the four entry points runs on the background loop."""
+
+    def __init__(self, execute: Execute, frames: ChatFrames, sink: Sink) -> None:
+        self._execute, self._sink = execute, sink
+        self._program = Program(frames)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._closed = False
+
+    def lay(self, branch: int, nodes: Sequence[Laid]) -> None:
+        loop.post(self._feed, branch, nodes)
+
+    def cancel(self, branch: int | None) -> None:
+        loop.post(self._cancel, branch)
+
+    def close(self) -> None:
+        loop.post(self._close)
+
+    def _feed(self, branch: int, nodes: Sequence[Laid]) -> None:
+        self._program.feed(branch, nodes)
+        self._pump()
+
+    def _cancel(self, branch: int | None) -> None:
+        for call in self._program.cancel(branch):
+            self._tasks.pop(call).cancel()
+        self._pump()
+
+    def _close(self) -> None:
+        self._closed = True
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+
+    def _pump(self) -> None:
+        outputs = self._program.settle()
+        for output in outputs if not self._closed else ():
+            match output:
+                case Call():
+                    self._tasks[output.id] = asyncio.get_running_loop().create_task(self._answer(output))
+                case NodeDone(values=values) if values:
+                    self._sink(Done(0, output.branch, output.node, values, output.meta))
+                case NodeFailed():
+                    self._sink(Failed(0, output.branch, output.node, output.code, output.message))
+
+    async def _answer(self, call: Call) -> None:
+        def emit(chunk: Chunk) -> None:
+            if call.id in self._tasks:
+                self._sink(Delta(0, call.branch, call.node, chunk.text, chunk.meta))
+
+        branch = self._program.branch(call.branch)
+        try:
+            reply = await self._execute(call, branch, emit)
+        except CallFailed as failed:
+            self._program.fail(call.id, failed.code, failed.message)
+        except Exception as error:
+            self._program.fail(call.id, "executor_error", f"{type(error).__name__}: {error}")
+        else:
+            self._program.reply(call.id, reply)
+        self._tasks.pop(call.id, None)
+        self._pump()
+
+
+Answer = str | Sequence[str] | Reply | BaseException
+Script = Mapping[str, Any] | Sequence[Any] | Callable[[str, Call], Any]
+
+
+class ScriptedBackend(LocalBackend):
+    """Answers from a script, for tests and examples; `prompts` and `calls` record what was asked, in order.
+
+    script: by variable name (one answer, or a list used up one by one), a list used up over all calls, or a function
+    of (prompt, call), also async. An answer is a text, a list of texts (samples), a Reply, or an exception to raise;
+    for a select it is a choice or its index. delay: seconds before each piece of an answer; a piece is a word.
+    """
+
+    def __init__(
+        self, script: Script = (), *, model: str = "scripted", frames: ChatFrames | None = None, delay: float = 0.0
+    ) -> None:
+        super().__init__(self._perform, model=model, frames=frames)
+        self.prompts: list[str] = []
+        self.calls: list[Call] = []
+        self.delay = delay
+        self.running = 0
+        self.peak = 0  # most calls that ran at the same time
+        self._script = script
+        self._used: dict[str, int] = {}
+
+    async def _perform(self, call: Call, branch: Branch, emit: Emit) -> Reply:
+        prompt = branch.text
+        self.prompts.append(prompt)
+        self.calls.append(call)
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            answer = self._look_up(prompt, call)
+            answer = await answer if inspect.isawaitable(answer) else answer
+            reply = _as_reply(answer, call)
+            for word in _words(reply.values[0]) if call.kind == "gen" else ():
+                await asyncio.sleep(self.delay)
+                emit(Chunk(word))
+            return reply
+        finally:
+            self.running -= 1
+
+    def _look_up(self, prompt: str, call: Call) -> Any:
+        if callable(self._script):
+            return self._script(prompt, call)
+        key, answers = "", list(self._script)
+        if isinstance(self._script, Mapping):
+            key = call.name or ""
+            if key not in self._script:
+                raise CallFailed("no_answer", f"the script has no answer for {key!r}; it has {sorted(self._script)}")
+            answers = self._script[key]
+            if not isinstance(answers, list):
+                return answers(prompt, call) if callable(answers) else answers
+        used = self._used.get(key, 0)
+        if used >= len(answers):
+            raise CallFailed("no_answer", f"the script's {len(answers)} answers for {key or 'calls'} are used up")
+        self._used[key] = used + 1
+        return answers[used]
+
+
+def _as_reply(answer: Any, call: Call) -> Reply:
+    if isinstance(answer, BaseException):
+        raise answer
+    if isinstance(answer, Reply):
+        return answer
+    if call.kind == "select":
+        answer = call.choices[answer] if isinstance(answer, int) else answer
+        if answer not in call.choices:
+            raise CallFailed("no_answer", f"the script answers {answer!r}, which is none of {call.choices}")
+    values = (answer,) * call.params.n if isinstance(answer, str) else tuple(answer)
+    return Reply(values, tuple({"completion_tokens": len(_words(value))} for value in values))
+
+
+def _words(text: str) -> list[str]:
+    """Words with the spaces before them; joined they are the text."""
+    words: list[str] = []
+    for character in text:
+        if not words or (character == " " and not words[-1].endswith(" ")):
+            words.append("")
+        words[-1] += character
+    return words

@@ -1,0 +1,213 @@
+"""The client's half of a running program: what was laid where, what has come back, who waits for it.
+
+Knows: the machine (its own record of every branch), a backend session, source lines. Must not know: the user's syntax.
+Lock order: `_laying` (threads of the user only, held while a lay is handed to the session), then `changed`, which
+guards everything else; the loop's thread takes only `changed`, so a blocked lay never blocks the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from branchwork.lang import ir, loop
+from branchwork.lang.backend import Backend, Chunk, Event, Lost, Sink
+from branchwork.lang.errors import ProgramError
+from branchwork.lang.machine import Program, Reply
+from branchwork.lang.protocol import Delta, Done, Failed
+from branchwork.lang.transcript import NodeFailed
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def source_line() -> str:
+    """The "file:line" of the nearest caller outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+@dataclass(slots=True)
+class Record:
+    """One laid node, where it was written, and what has come of it so far."""
+
+    branch: int
+    node: ir.Node
+    source: str
+    chunks: list[Chunk] = field(default_factory=list)
+    meta: tuple[dict[str, Any], ...] = ()
+
+    def describe(self) -> str:
+        name = getattr(self.node, "name", None)
+        return type(self.node).__name__.lower() + (f" {name!r}" if name else "")
+
+
+@dataclass(slots=True)
+class Body:
+    """The user's function: whether it still runs, in which thread, and what it came to."""
+
+    running: bool = True
+    thread: int = field(default_factory=threading.get_ident)
+    value: Any = None
+    error: BaseException | None = None
+
+
+class LiveProgram:
+    """Dropping the last reference cancels what still runs."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.machine = Program(backend.frames)
+        self.changed = threading.Condition()
+        self.version = 0  # goes up with every change, so that nobody who waits can miss one
+        self.records: dict[int, Record] = {}
+        self.body = Body()
+        self._laying = threading.Lock()
+        self._branches = 1
+        self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._pid = os.getpid()
+        self._session = backend.open(_weak_sink(self))
+        self._finalizer = weakref.finalize(self, self._session.close)
+        self._finalizer.atexit = False
+
+    # --- the user's side
+
+    def new_branches(self, count: int) -> tuple[int, ...]:
+        with self.changed:
+            first = self._branches
+            self._branches += count
+        return tuple(range(first, first + count))
+
+    def lay(
+        self, branch: int, nodes: Sequence[Any], source: str, objects: Mapping[int, Any] | None = None
+    ) -> list[int]:
+        """Put nodes on a branch; their numbers. objects: by index in `nodes`, values of SetVar that are not text.
+
+        May block while the backend has too many nodes under way. Raises ProgramError when the program has ended.
+        """
+        with self._laying:
+            with self.changed:
+                if not self.body.running:
+                    raise ProgramError(
+                        "ended", "the program has ended; lay everything inside its function", source=source
+                    )
+                first = len(self.records)
+                laid = [ir.Laid(first + index, node) for index, node in enumerate(nodes)]
+                self.records.update({item.id: Record(branch, item.node, source) for item in laid})
+                self.machine.objects.update({first + index: value for index, value in (objects or {}).items()})
+                self.machine.feed(branch, laid)
+                self._changed()
+            self._session.lay(branch, laid)
+        return [item.id for item in laid]
+
+    def cancel(self, branch: int | None = None) -> None:
+        with self.changed:
+            self.machine.cancel(branch, "cancelled", "it was cancelled before it was done")
+            self._changed()
+        self._session.cancel(branch)
+
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        """The user's function has returned, or raised: then everything stops."""
+        with self.changed:
+            self.body.running, self.body.value, self.body.error = False, value, error
+            if error is not None:
+                self.machine.close()
+            self._changed()
+            over = self.machine.idle
+        if over:
+            self._finalizer()
+
+    # --- waiting
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Block this thread until `ready()`, which is asked under the lock after every change."""
+        if loop.is_current():
+            raise RuntimeError("a value cannot be waited for on the background loop's own thread")
+        if os.getpid() != self._pid:
+            raise ProgramError("forked", "this program belongs to the process that started it; run it anew in this one")
+        with self.changed:
+            self.changed.wait_for(ready)
+
+    async def wait_async(self, ready: Callable[[], bool]) -> None:
+        """The same for a task of any event loop."""
+        here = asyncio.get_running_loop()
+        while True:
+            with self.changed:
+                if ready():
+                    return
+                turn = here.create_future()
+                self._watchers.append((here, turn))
+            await turn
+
+    def may_grow(self) -> bool:
+        """More nodes may be laid without this thread doing it."""
+        return self.body.running and self.body.thread != threading.get_ident()
+
+    def error(self, failure: NodeFailed) -> ProgramError:
+        """What to raise for a node that failed."""
+        record = self.records.get(failure.node) or Record(failure.branch, ir.Seq(), "")
+        root = self.records.get(failure.cause)
+        cause = None
+        code, message = failure.code, f"{record.describe()} failed: {failure.message}"
+        if failure.cause != failure.node and root is not None:
+            why = self.machine.branch(root.branch).failure or failure
+            cause = ProgramError(
+                why.code, f"{root.describe()} failed: {why.message}", node=failure.cause, source=root.source
+            )
+            message = f"{record.describe()} was not executed because {root.describe()} failed first"
+        transcript = self.machine.branch(record.branch).text
+        return ProgramError(code, message, node=failure.node, source=record.source, cause=cause, transcript=transcript)
+
+    # --- the backend's side
+
+    def _receive(self, event: Event) -> None:
+        with self.changed:
+            match event:
+                case Delta(node=node) if node in self.records:
+                    self.records[node].chunks.append(Chunk(event.text, event.meta))
+                case Done(node=node) if node in self.records:
+                    call = self.machine.under_way(event.branch)
+                    if call is not None and call.node == node:
+                        self.records[node].meta = event.meta
+                        self.machine.reply(call.id, Reply(event.values, event.meta))
+                case Failed(node=node) if node in self.records:
+                    self.machine.fail_node(self.records[node].branch, node, event.code, event.message)
+                case Lost(code=code, message=message):
+                    self.machine.cancel(None, code, message)
+            self._changed()
+            over = not self.body.running and self.machine.idle
+        if over:
+            self._finalizer()
+
+    def _changed(self) -> None:
+        """Called with the lock held after anything that somebody may wait for."""
+        self.machine.advance()
+        self.version += 1
+        self.changed.notify_all()
+        watchers, self._watchers = self._watchers, []
+        for their_loop, turn in watchers:
+            if not their_loop.is_closed():
+                their_loop.call_soon_threadsafe(_wake, turn)
+
+
+def _wake(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
+
+
+def _weak_sink(live: LiveProgram) -> Sink:
+    """A sink that does not keep the program alive: sessions hold it, and dropping the program must end them."""
+    method = weakref.WeakMethod(live._receive)
+
+    def sink(event: Event) -> None:
+        receive = method()
+        if receive is not None:
+            receive(event)
+
+    return sink

@@ -1,0 +1,385 @@
+"""Sans-I/O interpreter of one program: nodes and replies go in, calls and outcomes come out.
+
+Knows: nodes, role frames, variables, which branch waits for what. Must not know: tokens, sockets, threads, time.
+Used unchanged by the runtime's host, by LocalBackend, and by the client as its own record of every branch.
+
+Nodes of a program are numbered in order of laying and fed in that order. A node depends only on nodes with smaller
+numbers (a Ref on the latest such definition of its variable, a Join on its children's smaller nodes), so a program
+cannot block itself; what still can never run (a forward or unknown Ref) is failed by `settle`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from branchwork.lang import ir
+from branchwork.lang.ir import Laid
+from branchwork.lang.lineage import Lineage, Track
+from branchwork.lang.params import SamplingParams
+from branchwork.lang.protocol import ChatFrames
+from branchwork.lang.transcript import Branch, NodeFailed, Refusal, Value
+
+
+class Call(msgspec.Struct, frozen=True):
+    """Work for the executor: continue the segments of `branch`. kind is gen (params set) or select (choices set)."""
+
+    id: int
+    branch: int
+    node: int
+    kind: str
+    name: str | None = None
+    params: SamplingParams = SamplingParams()
+    choices: tuple[str, ...] = ()
+    method: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came of a call: one text and one meta dict per sample (a select has one sample, the chosen text)."""
+
+    values: tuple[str, ...]
+    meta: tuple[dict[str, Any], ...] = ()
+
+
+class NodeDone(msgspec.Struct, frozen=True):
+    """A node has been executed. values and meta are given for Gen and Select only."""
+
+    branch: int
+    node: int
+    values: tuple[str, ...] = ()
+    meta: tuple[dict[str, Any], ...] = ()
+
+
+Output = Call | NodeDone | NodeFailed
+WHOLE = frozenset({"cancelled", "closed", "runtime_lost"})  # codes that every node of a stopped branch carries itself
+
+
+class Program:
+    """All branches of one program. Branch 0 exists from the start.
+
+    objects: values of SetVar nodes by node number, where the author set something other than text (client only).
+    """
+
+    def __init__(self, frames: ChatFrames | None = None) -> None:
+        self.frames = frames or ChatFrames()
+        self.objects: dict[int, Any] = {}
+        self.lineage = Lineage()
+        self._tracks = self.lineage.tracks
+        self._fed: set[int] = set()
+        self._values: dict[int, dict[str, Value]] = {}
+        self._failures: dict[int, NodeFailed] = {}
+        self._waiting: dict[int, list[int]] = {}  # node -> branches that wait for it
+        self._starved: set[int] = set()  # branches that wait for a node nobody has laid
+        self._calls: dict[int, Call] = {}
+        self._ready: deque[int] = deque()
+        self._out: list[Output] = []
+        self._next_call = 0
+
+    # --- what others may ask
+
+    def branch(self, branch: int) -> Branch:
+        """Raises KeyError for a branch nobody has named."""
+        return self._tracks[branch].branch
+
+    def pending(self, branch: int) -> Sequence[Laid]:
+        """Nodes of a branch that have not been executed, in order; the first is under way."""
+        return self._tracks[branch].queue
+
+    def under_way(self, branch: int) -> Call | None:
+        """The call that a branch waits for."""
+        call = self._tracks[branch].call
+        return None if call is None else self._calls[call]
+
+    def caught_up(self, branch: int, node: int) -> bool:
+        """The branch exists and has executed its nodes up to `node`, or it has stopped."""
+        track = self._tracks[branch]
+        return (track.born or track.branch.failure is not None) and (not track.queue or track.queue[0].id > node)
+
+    @property
+    def calls(self) -> int:
+        """Calls that wait for a reply."""
+        return len(self._calls)
+
+    @property
+    def idle(self) -> bool:
+        """Every node fed so far has been executed or has failed."""
+        return not any(track.queue for track in self._tracks.values())
+
+    def settled(self, node: int) -> bool:
+        """The node that defines a variable has done so, or has failed."""
+        return node in self._values or node in self._failures
+
+    def value(self, node: int, name: str) -> Value | NodeFailed:
+        """The value that the settled node gave to `name`, or why it never will."""
+        return self._failures[node] if node in self._failures else self._values[node][name]
+
+    # --- what others may do
+
+    def feed(self, branch: int, nodes: Sequence[Laid]) -> None:
+        """Queue nodes on a branch, which need not exist yet. Nothing runs before `advance`.
+
+        Raises ValueError when numbers do not ascend in a branch or one is used twice.
+        """
+        track = self.lineage.track(branch)
+        for laid in nodes:
+            if laid.id <= track.last or laid.id in self._fed:
+                raise ValueError(f"node number {laid.id} on branch {branch}: numbers must ascend and be used once")
+            self._fed.add(laid.id)
+            track.last = laid.id
+            self.lineage.note(branch, laid)
+            if track.branch.failure is not None:
+                for child, failure in self._fail_node(track, laid, track.branch.failure):
+                    self._fail(child, failure)
+            else:
+                track.queue.append(laid)
+        self._ready.append(branch)
+        self._ready.extend(self._starved)
+        self._starved.clear()
+
+    def advance(self) -> list[Output]:
+        """Run every branch as far as it goes; calls to make and outcomes since the last time, in order."""
+        while self._ready:
+            self._run(self._tracks[self._ready.popleft()])
+        out, self._out = self._out, []
+        return out
+
+    def reply(self, call: int, reply: Reply) -> None:
+        """Answer a call. A call that was cancelled or failed meanwhile is ignored."""
+        made = self._calls.get(call)
+        if made is None:
+            return
+        if not reply.values:
+            self.fail(call, "empty_reply", "the executor answered without a value; it must give at least one text")
+            return
+        del self._calls[call]
+        track = self._tracks[made.branch]
+        track.call = None
+        track.branch.append(reply.values[0], made.kind, made.node)
+        self._define(track, made.node, made.name, reply.values[0] if made.params.n == 1 else list(reply.values))
+        self._finish(track, reply.values, reply.meta)
+        self._ready.append(made.branch)
+
+    def fail(self, call: int, code: str, message: str) -> None:
+        """A call cannot be answered: its node fails, and with it the rest of its branch."""
+        if call in self._calls:
+            made = self._calls[call]
+            self.fail_node(made.branch, made.node, code, message)
+
+    def fail_node(self, branch: int, node: int, code: str, message: str, cause: int | None = None) -> None:
+        """A node cannot be executed (also one this machine holds for done): its branch stops there."""
+        track = self._tracks[branch]
+        failure = NodeFailed(branch, node, code, message, node if cause is None else cause)
+        if track.branch.failure is None:
+            self._failures[node] = failure
+            track.break_at(node)
+            self._fail(track, failure)
+            self._wake(node)
+
+    def cancel(self, branch: int | None = None, code: str = "cancelled", message: str = "cancelled") -> list[int]:
+        """Stop a branch and its descendants, or everything; the calls to cancel. Their nodes fail with `code`."""
+        stopped = [
+            track for track in self._tracks.values() if branch is None or self.lineage.descends(track.branch.id, branch)
+        ]
+        calls = [track.call for track in stopped if track.call is not None]
+        for track in stopped:
+            node = track.queue[0].id if track.queue else track.last + 1
+            self._fail(track, NodeFailed(track.branch.id, node, code, message, node))
+        return calls
+
+    def close(self) -> list[int]:
+        """No more nodes will come and nobody reads: everything stops; the calls to cancel."""
+        return self.cancel(None, "closed", "the program was closed before this node was executed")
+
+    def settle(self) -> list[Output]:
+        """Call when all nodes laid so far have been fed: with no call under way, fails what can never run."""
+        out = self.advance()
+        while not self._calls:
+            blocked = [track for track in self._tracks.values() if track.queue]
+            if not blocked:
+                break
+            rootless = [t for t in blocked if t.branch.id in self._starved or (not t.born and t.origin is None)]
+            reasons = [(t.branch.id, t.queue[0].id, *self._why_blocked(t)) for t in rootless or blocked]
+            self._starved.clear()
+            for reason in reasons:
+                self.fail_node(*reason)
+            out += self.advance()
+        return out
+
+    # --- execution
+
+    def _run(self, track: Track) -> None:
+        while track.queue and track.born and track.call is None:
+            laid = track.queue[0]
+            try:
+                if not self._execute(track, laid):
+                    return
+            except Refusal as no:
+                self.fail_node(track.branch.id, laid.id, no.code, no.message, no.cause)
+                return
+            if track.call is None:
+                self._finish(track)
+
+    def _execute(self, track: Track, laid: Laid) -> bool:
+        """Execute the head node; False when it has to wait."""
+        match laid.node:
+            case ir.Text(value):
+                track.branch.append(value, "literal", laid.id, special=track.branch.role is None)
+            case ir.Ref() as node:
+                return self._refer(track, laid.id, node)
+            case ir.Gen() | ir.Select() as node:
+                self._call(track, laid.id, node)
+            case ir.RoleBegin(role):
+                track.branch.begin_role(self.frames, role, laid.id)
+            case ir.RoleEnd(role):
+                track.branch.end_role(self.frames, role, laid.id)
+            case ir.ScopeBegin(name):
+                track.scopes.append((name, len(track.branch.segments)))
+            case ir.ScopeEnd(name):
+                self._end_scope(track, laid.id, name)
+            case ir.SetVar(name, value):
+                self._define(track, laid.id, name, self.objects.get(laid.id, value))
+            case ir.Fork(children):
+                self._fork(track, laid.id, children)
+            case ir.Join() as node:
+                return self._join(track, laid.id, node)
+        return True
+
+    def _refer(self, track: Track, at: int, node: ir.Ref) -> bool:
+        definer = self.lineage.definer(node.branch, node.name, at)
+        if definer is None:
+            later = self._tracks[node.branch].definers.get(node.name) if node.branch in self._tracks else None
+            if not later:
+                self._starved.add(track.branch.id)
+                return False
+            definer = later[0]
+        if not self.settled(definer):
+            self._waiting.setdefault(definer, []).append(track.branch.id)
+            return False
+        value = self.value(definer, node.name)
+        if isinstance(value, NodeFailed):
+            raise self._because(value)
+        if isinstance(value, list):
+            raise Refusal("bad_reference", f"variable {node.name!r} has {len(value)} values; place one of them instead")
+        track.branch.append(str(value), "literal", at)
+        return True
+
+    def _call(self, track: Track, at: int, node: ir.Gen | ir.Select) -> None:
+        branch = track.branch.id
+        track.call = self._next_call
+        self._next_call += 1
+        if isinstance(node, ir.Gen):
+            made = Call(track.call, branch, at, "gen", node.name, node.params or SamplingParams())
+        else:
+            made = Call(track.call, branch, at, "select", node.name, choices=node.choices, method=node.method)
+        self._calls[made.id] = made
+        self._out.append(made)
+
+    def _end_scope(self, track: Track, at: int, name: str) -> None:
+        if not track.scopes or track.scopes[-1][0] != name:
+            raise Refusal("scope_mismatch", f"scope {name!r} ends, but it is not the innermost open scope")
+        _, first = track.scopes.pop()
+        self._define(track, at, name, "".join(segment.text for segment in track.branch.segments[first:]))
+
+    def _fork(self, track: Track, at: int, children: tuple[int, ...]) -> None:
+        parent = track.branch
+        for child in children:
+            born = self._tracks[child]
+            if born.origin != (parent.id, at) or born.born:
+                raise Refusal("bad_fork", f"branch {child} exists already; a fork needs new branch numbers")
+            born.born = True
+            born.branch.copy(parent)
+            self._ready.append(child)
+        parent.forks.append((len(parent.segments), children))
+
+    def _join(self, track: Track, at: int, node: ir.Join) -> bool:
+        for child in node.children:
+            other = self._tracks[child]
+            if other.broken_at is not None and other.broken_at < at and other.branch.failure is not None:
+                raise self._because(other.branch.failure)
+            last = next((laid.id for laid in reversed(other.queue) if laid.id < at), None)
+            if last is None and not other.born:
+                if other.origin is None:
+                    self._starved.add(track.branch.id)
+                    return False
+                last = other.origin[1]
+            if last is not None:
+                self._waiting.setdefault(last, []).append(track.branch.id)
+                return False
+        if node.mode == "gather_variable":
+            for name, nodes in self.lineage.gathered[at].items():
+                self._define(track, at, name, [self._values[n][name] for n in nodes])
+        elif node.mode == "concate_and_append":
+            for child in node.children:
+                new = self.branch(child).segments[self.branch(child).inherited :]
+                track.branch.segments.extend(segment for segment in new if segment.node < at)
+        else:
+            raise Refusal("bad_join", f"unknown join mode {node.mode!r}; use gather_variable or concate_and_append")
+        return True
+
+    # --- outcomes
+
+    def _define(self, track: Track, at: int, name: str | None, value: Value) -> None:
+        if name is not None:
+            self._values.setdefault(at, {})[name] = value
+            track.branch.variables[name] = value
+
+    def _finish(self, track: Track, values: tuple[str, ...] = (), meta: tuple[dict[str, Any], ...] = ()) -> None:
+        laid = track.queue.popleft()
+        self._out.append(NodeDone(track.branch.id, laid.id, values, meta))
+        self._wake(laid.id)
+
+    def _wake(self, node: int) -> None:
+        self._ready.extend(self._waiting.pop(node, ()))
+
+    def _fail(self, first: Track, failure: NodeFailed) -> None:
+        """Stop a branch: every node still queued fails, and so do the children it would have had."""
+        stopping = [(first, failure)]
+        while stopping:
+            track, why = stopping.pop()
+            if track.branch.failure is not None:
+                continue
+            track.branch.failure = why
+            if track.call is not None:
+                del self._calls[track.call]
+                track.call = None
+            while track.queue:
+                stopping += self._fail_node(track, track.queue.popleft(), why)
+
+    def _fail_node(self, track: Track, laid: Laid, failure: NodeFailed) -> list[tuple[Track, NodeFailed]]:
+        """Record that a node of a stopped branch fails; the children that stop with it."""
+        if laid.id == failure.node:
+            mine = failure
+        elif failure.code in WHOLE:
+            mine = NodeFailed(track.branch.id, laid.id, failure.code, failure.message, laid.id)
+        else:
+            because = self._because(failure)
+            mine = NodeFailed(track.branch.id, laid.id, because.code, because.message, failure.cause)
+        self._failures[laid.id] = mine
+        self._out.append(mine)
+        track.break_at(laid.id)
+        self._wake(laid.id)
+        children = laid.node.children if isinstance(laid.node, ir.Fork) else ()
+        stopped = [self._tracks[child] for child in children]
+        return [(child, mine) for child in stopped if child.origin == (track.branch.id, laid.id)]
+
+    def _because(self, failure: NodeFailed) -> Refusal:
+        if failure.code == "branch_failed":
+            return Refusal(failure.code, failure.message, failure.cause)
+        first = f"node {failure.node} of branch {failure.branch} failed first: {failure.code}: {failure.message}"
+        return Refusal("branch_failed", first, failure.cause)
+
+    # --- what can never run
+
+    def _why_blocked(self, track: Track) -> tuple[str, str]:
+        branch, node = track.branch.id, track.queue[0].node
+        if not track.born and track.origin is None:
+            return "no_such_branch", f"branch {branch} was never forked; only nodes of existing branches can run"
+        if branch in self._starved and isinstance(node, ir.Ref):
+            known = ", ".join(self.lineage.names(node.branch)) if node.branch in self._tracks else "no such branch"
+            return "unknown_variable", f"branch {node.branch} never defines {node.name!r} (it has: {known or 'none'})"
+        if branch in self._starved:
+            return "no_such_branch", f"node {track.queue[0].id} joins a branch that was never forked"
+        return "deadlock", f"branch {branch} waits in a circle of branches that wait for each other; nothing can run"

@@ -1,0 +1,107 @@
+"""Sampling parameters of the language: every knob is declared here and nowhere else.
+
+Knows: names, defaults and legal ranges. Must not know: any backend, tokens, tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one `gen` draws its tokens. Text-level: the gateway turns it into ids for the engine.
+
+    max_tokens, min_tokens: tokens of the answer (stop conditions wait for min_tokens).
+    stop: strings that end the answer and are cut off; stop_token_ids: the same by id; stop_regex: the same by pattern.
+    temperature: 0 takes the most likely token; top_k <= 0 and top_p 1.0 and min_p 0.0 switch their filters off.
+    frequency_penalty, presence_penalty: over generated tokens, -2..2; repetition_penalty: over prompt and answer, > 0.
+    seed: draws depend on (seed, position) alone, whatever else runs; None takes a fresh one.
+    n: samples of one prompt. ignore_eos: the model's end token does not end the answer.
+    logprobs: None for none, k >= 0 for the chosen token's log-probability and the k most likely ones.
+    prompt_logprobs: the same for prompt tokens, from token index logprob_start on (0 is the first token).
+    """
+
+    max_tokens: int = 128
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    n: int = 1
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprob_start: int = 0
+
+
+KNOBS = frozenset(SamplingParams.__struct_fields__)
+_TUPLES = frozenset({"stop", "stop_token_ids", "stop_regex"})
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31),
+    "min_tokens": (0, 2**31),
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "top_k": (-1, 2**31),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.01, 100.0),
+    "n": (1, 1024),
+    "logprobs": (0, 64),
+    "prompt_logprobs": (0, 64),
+    "logprob_start": (0, 2**31),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def normalise(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the knobs that are set (not None), with tuples where one string or a list may be given.
+
+    Raises TypeError for an unknown knob and ValueError for one out of range, naming both.
+    """
+    clean: dict[str, Any] = {}
+    for name, value in knobs.items():
+        if name not in KNOBS:
+            raise TypeError(f"unknown sampling parameter {name!r}; known: {', '.join(sorted(KNOBS))}")
+        if value is None:
+            continue
+        if name in _TUPLES:
+            value = (value,) if isinstance(value, (str, int)) else tuple(value)
+            wanted = int if name == "stop_token_ids" else str
+            if not all(isinstance(item, wanted) and item != "" for item in value):
+                raise ValueError(f"{name} takes non-empty {wanted.__name__} values, got {value!r}")
+        elif name == "ignore_eos":
+            if not isinstance(value, bool):
+                raise TypeError(f"ignore_eos must be a bool, got {value!r}")
+        else:
+            low, high = _RANGES[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value!r} is outside {low:g}..{high:g}")
+        clean[name] = value
+    return clean
+
+
+def merge(*layers: Mapping[str, Any]) -> SamplingParams:
+    """The parameters of one gen: later layers win over earlier ones (run-level defaults first, then the gen's own).
+
+    Raises TypeError and ValueError like `normalise`.
+    """
+    knobs: dict[str, Any] = {}
+    for layer in layers:
+        knobs.update(normalise(layer))
+    params = SamplingParams(**knobs)
+    if params.min_tokens > params.max_tokens:
+        raise ValueError(f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}")
+    return params

@@ -1,0 +1,176 @@
+"""Every message between a client and the gateway, and the version of the conversation.
+
+Knows: nodes and results as text. Must not know: sockets, tokens' tensors, the engine.
+A client's DEALER socket sends ClientMessage frames and receives GatewayMessage frames, one msgpack frame each.
+Program numbers are chosen by the client and belong to its connection; branch 0 is a program's first branch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from branchwork.lang.ir import Laid
+
+VERSION = 1
+MAX_FRAME = 16 * 2**20  # bytes of one message; larger ones are refused before decoding
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What a chat template puts around one role's text."""
+
+    begin: str
+    end: str
+
+
+class ChatFrames(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's chat template as literal frames. `roles` is empty for a model without one (plain text roles).
+
+    start: text before the first message (a BOS token's text, often empty).
+    default_system: whole text that the template inserts when the first role is not system, else "".
+    """
+
+    roles: dict[str, Frame] = {}
+    start: str = ""
+    default_system: str = ""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    family: str
+    context: int  # tokens
+    vocab: int
+    eos_ids: tuple[int, ...]
+    frames: ChatFrames
+    pages: int = 0  # KV pages of the engine
+    page_size: int = 1  # tokens of one page
+    device: str = "cpu"
+
+
+# --- client to gateway
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    version: int
+    token: str = ""  # shared secret where the transport has no permissions of its own (loopback TCP)
+    client: str = ""
+
+
+class Open(msgspec.Struct, frozen=True, tag="open"):
+    """A program begins; its branch 0 exists from here on. Deltas are sent only when `stream`."""
+
+    program: int
+    stream: bool = False
+
+
+class Nodes(msgspec.Struct, frozen=True, tag="nodes"):
+    program: int
+    branch: int
+    nodes: tuple[Laid, ...]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop a branch (and its descendants), or the whole program when branch is None."""
+
+    program: int
+    branch: int | None = None
+
+
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """No more nodes will come and nobody reads: whatever still runs is cancelled, leases are freed."""
+
+    program: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """A question about the runtime, answered by Answer with the same number: stats, flush_cache, shutdown."""
+
+    number: int
+    what: str
+
+
+ClientMessage = Hello | Open | Nodes | Cancel | Close | Ask
+
+# --- gateway to client
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    version: int
+    model: ModelInfo
+    window: int  # nodes that may be under way unacknowledged on this connection
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    code: str
+    message: str
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """The runtime is not ready yet; a Welcome follows."""
+
+    stage: str
+    fraction: float = 0.0
+
+
+class Credit(msgspec.Struct, frozen=True, tag="credit"):
+    """`nodes` more nodes may be sent. One with 0 nodes comes at least every second: the gateway is alive."""
+
+    nodes: int
+
+
+class Delta(msgspec.Struct, frozen=True, tag="delta"):
+    """More text of node `node` (sample 0 of it)."""
+
+    program: int
+    branch: int
+    node: int
+    text: str
+    meta: dict[str, Any] = {}
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Node `node` is complete. values: one text per sample; meta: one dict per sample (see lang.machine.Meta keys)."""
+
+    program: int
+    branch: int
+    node: int
+    values: tuple[str, ...]
+    meta: tuple[dict[str, Any], ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Node `node` could not be executed; the branch stops there. code is short and stable, message says what to do."""
+
+    program: int
+    branch: int
+    node: int
+    code: str
+    message: str
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    number: int
+    value: dict[str, Any] = {}
+    error: str = ""
+
+
+GatewayMessage = Welcome | Refused | Loading | Credit | Delta | Done | Failed | Answer
+
+
+def encode(message: ClientMessage | GatewayMessage) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def decode_client(frame: bytes) -> ClientMessage:
+    """Raises msgspec.DecodeError (ValueError) for anything that is not a well-typed client message."""
+    return _FROM_CLIENT.decode(frame)
+
+
+def decode_gateway(frame: bytes) -> GatewayMessage:
+    return _FROM_GATEWAY.decode(frame)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_FROM_CLIENT: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
+_FROM_GATEWAY: msgspec.msgpack.Decoder[GatewayMessage] = msgspec.msgpack.Decoder(GatewayMessage)

@@ -1,0 +1,1 @@
+"""The radix tree of KV pages, its leases and its eviction."""

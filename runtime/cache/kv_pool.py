@@ -1,0 +1,37 @@
+"""The memory behind KV pages: one key and one value tensor a layer, head-major pages.
+
+Knows: torch, sizes. Must not know: who owns a page, requests, models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVPool:
+    """k[layer], v[layer]: [pages, kv_heads, page_size, head_dim]. Slot s of page p holds one position's head vectors.
+
+    Zeroed without being touched: the system gives memory to a page when it is first written.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        pages: int,
+        kv_heads: int,
+        page_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.pages = pages
+        self.page_size = page_size
+        shape = (pages, kv_heads, page_size, head_dim)
+        self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+
+
+def bytes_per_page(layers: int, kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes that one page takes over all layers, keys and values together."""
+    return 2 * layers * kv_heads * page_size * head_dim * dtype.itemsize

@@ -1,0 +1,180 @@
+"""The only owner of page lifetimes: lease, extend, seal, release over one radix tree and one page pool.
+
+Knows: ids, page numbers, leases. Must not know: requests, steps, tensors.
+
+    tokens of a lease   0 .......... matched .......... sealed .......... covered
+                        | in the tree  | put (or found) in  | own pages: only |
+                        | when leased  | the tree by seal   | this lease's    |
+    lease.pages         [ tree's page numbers ........... ][ own page numbers ]
+                          0 ...................... sealed/P ........ covered/P
+
+    `sealed` is a multiple of P and is where lease.node ends; every node from there to the root is locked by the lease.
+    A page is at every moment exactly one of: free, in the tree, own of one lease.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+
+from branchwork.runtime.cache.pages import PageAllocator
+from branchwork.runtime.cache.radix import Node, RadixTree
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A request's hold on its pages. `pages` is live: seal may replace entries by equal ones, extend appends.
+
+    matched: tokens found in the tree at the start. sealed: tokens now in the tree. Units: tokens.
+    """
+
+    node: Node
+    pages: list[int]
+    matched: int
+    sealed: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Pages: pages = free + cached + own. available = free + evictable."""
+
+    pages: int
+    free: int
+    cached: int
+    own: int
+    available: int
+    evicted: int
+    leases: int
+
+
+class PrefixCache:
+    """See the module's picture. Ids are array('i'), so that slices pack without a copy per token."""
+
+    def __init__(self, pages: int, page_size: int, eviction: str = "lru") -> None:
+        self.page_size = page_size
+        self._pool = PageAllocator(pages)
+        self._tree = RadixTree(page_size, eviction)
+        self._leases: set[Lease] = set()
+        self._evicted = 0
+
+    @property
+    def pages(self) -> int:
+        return self._pool.pages
+
+    @property
+    def available(self) -> int:
+        """Pages that extend could hand out now: free ones and those in unlocked nodes."""
+        return self._pool.free_count + self._tree.unlocked_pages
+
+    # --- the four verbs
+
+    def lease(self, ids: array[int], limit: int) -> Lease:
+        """Lock the longest run of whole pages in the tree that begins ids[:limit]."""
+        node, pages = self._tree.walk(self._tree.root, ids[:limit].tobytes())
+        self._tree.lock(node)
+        matched = len(pages) * self.page_size
+        lease = Lease(node, pages, matched, matched)
+        self._leases.add(lease)
+        return lease
+
+    def extend(self, lease: Lease, upto: int) -> bool:
+        """Allocate own pages until positions [0, upto) are covered, evicting if need be.
+
+        Returns False, and changes nothing, when not even evicting everything unlocked would do.
+        """
+        size = self.page_size
+        missing = (upto + size - 1) // size - len(lease.pages)
+        if missing <= 0:
+            return True
+        short = missing - self._pool.free_count
+        if short > 0:
+            if short > self._tree.unlocked_pages:
+                return False
+            self._pool.free(self._tree.evict(short))
+            self._evicted += short
+        lease.pages += self._pool.alloc(missing)
+        return True
+
+    def seal(self, lease: Lease, ids: array[int], upto: int) -> None:
+        """Put the whole pages of ids[:upto] into the tree, where others can match them.
+
+        Pages that the tree already has replace the lease's own (which are freed): their KV is that of the same ids at
+        the same positions. The caller answers for it that the KV is computed before, or in the step that is planned.
+        """
+        full = upto // self.page_size * self.page_size
+        if full <= lease.sealed:
+            return
+        first, last = lease.sealed // self.page_size, full // self.page_size
+        assert last <= len(lease.pages), f"sealing {full} tokens, but {len(lease.pages)} pages are covered"
+        data = ids[lease.sealed : full].tobytes()
+        node, shared = self._tree.walk(lease.node, data)
+        self._tree.lock(node, above=lease.node)
+        if shared:
+            self._pool.free(lease.pages[first : first + len(shared)])
+            lease.pages[first : first + len(shared)] = shared
+        if first + len(shared) < last:
+            node = self._tree.grow(
+                node, data[len(shared) * self._tree.width :], lease.pages[first + len(shared) : last]
+            )
+        lease.node, lease.sealed = node, full
+
+    def release(self, lease: Lease) -> None:
+        """Unlock the path and free the own pages. The lease is dead afterwards; releasing it again is a KeyError."""
+        self._leases.remove(lease)
+        self._tree.unlock(lease.node)
+        self._pool.free(lease.pages[lease.sealed // self.page_size :])
+        lease.pages = []  # a new list: rows of a step under way still hold the old one
+
+    # --- questions
+
+    def peek(self, ids: array[int], limit: int) -> int:
+        """Tokens that lease(ids, limit) would match now. Changes nothing."""
+        return self._tree.peek(ids[:limit].tobytes())
+
+    def diverges(self, ids: array[int]) -> int:
+        """Index of the first id that is not in the tree, len(ids) when all are."""
+        return self._tree.diverges(ids.tobytes())
+
+    def stats(self) -> CacheStats:
+        free, cached = self._pool.free_count, self._tree.pages
+        own = self.pages - free - cached
+        return CacheStats(self.pages, free, cached, own, self.available, self._evicted, len(self._leases))
+
+    def flush(self) -> int:
+        """Drop everything that no lease holds. Returns the number of pages freed."""
+        gone = self._tree.evict(self._tree.unlocked_pages)
+        self._pool.free(gone)
+        return len(gone)
+
+    def check(self) -> None:
+        """Raises AssertionError, with the figures, when a page is not exactly one of free, cached, own."""
+        self._tree.check()
+        holders: Counter[Node] = Counter()
+        owner: dict[int, str] = {}
+
+        def claim(pages: list[int], who: str) -> None:
+            for page in pages:
+                assert 0 <= page < self.pages, f"page {page} of {who} is outside the pool of {self.pages}"
+                assert page not in owner, f"page {page} is {owner[page]} and {who}"
+                owner[page] = who
+
+        claim(self._pool.free_pages(), "free")
+        for node in self._tree.nodes():
+            claim(node.pages, "in the tree")
+        for number, lease in enumerate(self._leases):
+            path: list[int] = []
+            node = lease.node
+            while node.parent is not None:
+                holders[node] += 1
+                path[:0] = node.pages
+                node = node.parent
+            sealed = lease.sealed // self.page_size
+            assert node is self._tree.root, f"lease {number} holds a path that left the tree"
+            assert path == lease.pages[:sealed], f"lease {number}: its first {sealed} pages are not its path's"
+            claim(lease.pages[sealed:], f"own of lease {number}")
+        assert len(owner) == self.pages, f"{self.pages - len(owner)} of {self.pages} pages are nobody's (leaked)"
+        for node in self._tree.nodes():
+            assert node.locks == holders[node], (
+                f"node at pages {node.pages[:4]}... has {node.locks} locks and {holders[node]} leases"
+            )

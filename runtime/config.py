@@ -1,0 +1,156 @@
+"""The runtime's options: declared once, resolved once by a pure function.
+
+Knows: option names, defaults, what hardware and model imply. Must not know: torch, sockets, any room's insides.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import msgspec
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of one runtime. 0 and "auto" mean: decided by `resolve` from the machine and the model.
+
+    model: packaged name, directory or hub name. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
+    memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page.
+    budget: tokens computed in one step. max_running: requests that hold KV at once. queue_limit: requests that wait.
+    context: longest transcript in tokens (at most the model's own). policy: order of waiting requests, lpm | fcfs.
+    threads: CPU threads of the engine. window: nodes a client may have under way.
+    max_branches: branches of one program. restarts: engine restarts before the gateway gives up.
+    """
+
+    model: str = "sapling"
+    dtype: str = "auto"
+    device: str = "auto"
+    memory: float = 0.0
+    pages: int = 0
+    page_size: int = 1
+    budget: int = 0
+    max_running: int = 256
+    queue_limit: int = 100_000
+    context: int = 0
+    policy: str = "lpm"
+    threads: int = 0
+    window: int = 8192
+    max_branches: int = 4096
+    restarts: int = 3
+
+
+class ConfigError(ValueError):
+    """An option that does not exist or whose value cannot be used; the message says which and what is allowed."""
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """What `resolve` needs to know of a machine. memory: free bytes on `device`."""
+
+    device: str
+    cores: int
+    memory: int
+
+
+class ModelSize(msgspec.Struct, frozen=True):
+    """What `resolve` needs to know of a model. Bytes are those of its chosen dtype."""
+
+    context: int  # tokens
+    page_bytes: int  # KV of one page, all layers
+    weight_bytes: int
+
+
+_AT_LEAST = {
+    "pages": 0,
+    "page_size": 1,
+    "budget": 0,
+    "max_running": 1,
+    "queue_limit": 1,
+    "context": 0,
+    "threads": 0,
+    "window": 1,
+    "max_branches": 1,
+    "restarts": 0,
+    "memory": 0,
+}
+_ONE_OF = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "device": ("auto", "cpu", "cuda"),
+    "policy": ("lpm", "fcfs"),
+}
+_CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
+_GPU_SHARE = 0.85
+_KV_CEILING = 4 * 2**30  # bytes on a CPU unless `memory` or `pages` says more
+
+
+def parse(options: Iterable[str]) -> Config:
+    """Config from "name=value" strings. Raises ConfigError naming the option, its value and what is allowed."""
+    values: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in Config.__struct_fields__:
+            known = ", ".join(Config.__struct_fields__)
+            raise ConfigError(f"unknown runtime option {option!r}; options are name=value with one of: {known}")
+        values[name] = value
+    try:
+        config = msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"bad runtime option: {error}; got {values}") from None
+    for name, low in _AT_LEAST.items():
+        if getattr(config, name) < low:
+            raise ConfigError(f"runtime option {name}={getattr(config, name)} must be at least {low}")
+    for name, allowed in _ONE_OF.items():
+        if getattr(config, name) not in allowed:
+            raise ConfigError(f"runtime option {name}={getattr(config, name)!r} must be one of {', '.join(allowed)}")
+    return config
+
+
+def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Config, list[str]]:
+    """Fill in everything left open. Pure. The notes say what was decided and why, a line each.
+
+    Raises ConfigError when not even one full context of KV fits.
+    """
+    notes: list[str] = []
+    context = min(config.context or model.context, model.context)
+    if config.context > model.context:
+        notes.append(f"context {config.context} is more than the model's {model.context}; using {model.context}")
+    pages = config.pages
+    if not pages:
+        share = _CPU_SHARE if hardware.device == "cpu" else _GPU_SHARE
+        room = int(config.memory * 2**30) or int(hardware.memory * share)
+        if hardware.device == "cpu" and not config.memory:
+            room = min(room, _KV_CEILING)
+        tokens_wanted = config.max_running * context  # more KV than every running request can use is never touched
+        pages = min(room // model.page_bytes, -(-tokens_wanted // config.page_size))
+        notes.append(
+            f"KV cache: {pages} pages of {config.page_size} tokens, {pages * model.page_bytes / 2**20:.0f} MiB"
+        )
+    least = -(-2 // config.page_size) + 1
+    if pages < least:
+        raise ConfigError(
+            f"{pages} KV pages of {config.page_size} tokens cannot hold any request; "
+            f"give pages={least} or more, or memory= in GiB ({model.page_bytes} bytes a page)"
+        )
+    budget = config.budget or (1024 if hardware.device == "cpu" else 8192)
+    threads = config.threads or max(1, min(hardware.cores, 16))
+    device = hardware.device if config.device == "auto" else config.device
+    resolved = msgspec.structs.replace(
+        config, context=context, pages=pages, budget=budget, threads=threads, device=device
+    )
+    return resolved, notes
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can be taken without swapping; a guess of 2 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 2 * 2**30

@@ -1,0 +1,186 @@
+"""An engine process: the composition root of the brain and the hands, and THE loop that joins them.
+
+Knows: Config (the only reader below the gateway), every room's constructor. Must not know: text, clients, programs.
+The loop has three beats: plan what one step computes, run it, commit what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+
+from branchwork.runtime import wire
+from branchwork.runtime.cache.prefix_cache import PrefixCache
+from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, free_memory, parse, resolve
+from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
+from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.tokenizer import token_bytes
+from branchwork.runtime.models.registry import load_model
+from branchwork.runtime.plan import Plan
+from branchwork.runtime.scheduler.scheduler import Scheduler
+
+MAX_INBOX = 10_000  # messages taken between two steps: a flood of requests may not starve the running ones
+
+
+class Hands(Protocol):
+    """What the loop needs of execution: start a step; its Pending gives the Result."""
+
+    def launch(self, plan: Plan) -> Pending: ...
+
+
+class Channel:
+    """The engine's end of the pipe to its gateway; also notices when the gateway is gone (end of standard input)."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.connect(endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
+
+    def receive(self, wait: bool) -> list[wire.ToEngine]:
+        """All messages that are here; waits for one when `wait`. A gateway that has gone reads as Stop."""
+        ready = dict(self._poller.poll(None if wait else 0))
+        messages: list[wire.ToEngine] = []
+        while len(messages) < MAX_INBOX:
+            try:
+                messages += wire.decode_to_engine(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+        if sys.stdin.fileno() in ready and not sys.stdin.buffer.read1(1):  # type: ignore[attr-defined]
+            messages.append(wire.Stop())
+        return messages
+
+    def send(self, messages: list[wire.FromEngine]) -> None:
+        if messages:
+            self._socket.send(wire.encode(messages))
+
+    def close(self) -> None:
+        self._socket.close()
+        zmq.Context.instance().term()
+
+
+class Engine:
+    """THE loop. Nothing that a request asks for may raise in here; a failed step fails its requests and goes on."""
+
+    def __init__(self, scheduler: Scheduler, hands: Hands) -> None:
+        self._scheduler = scheduler
+        self._hands = hands
+
+    def run(
+        self, receive: Callable[[bool], list[wire.ToEngine]], send: Callable[[list[wire.FromEngine]], None]
+    ) -> None:
+        """Serve until a Stop message. Blocks in `receive` only when there is nothing to compute."""
+        while True:
+            answers: list[wire.FromEngine] = []
+            for message in receive(self._scheduler.idle):
+                if isinstance(message, wire.Stop):
+                    return
+                answers += self._take(message)
+            send(answers)
+            plan = self._scheduler.plan()
+            if plan is not None:
+                send(self._execute(plan))
+
+    def _execute(self, plan: Plan) -> list[wire.FromEngine]:
+        try:
+            result = self._hands.launch(plan).collect()
+        except Exception as error:  # the step's requests end with the cause; the engine and its other requests go on
+            traceback.print_exc()
+            return [*self._scheduler.fail_all("engine_error", f"{type(error).__name__}: {error}")]
+        return [*self._scheduler.commit(plan, result)]
+
+    def _take(self, message: wire.ToEngine) -> list[wire.FromEngine]:
+        if isinstance(message, (wire.Submit, wire.Score)):
+            return [*self._scheduler.add(message)]
+        if isinstance(message, wire.Cancel):
+            return [*self._scheduler.cancel(message.id)]
+        if isinstance(message, wire.Ask):
+            return [wire.Answer(message.number, self._answer(message.what))]
+        return []
+
+    def _answer(self, what: str) -> dict[str, float | int | str]:
+        if what == "flush_cache":
+            return {"freed": self._scheduler.flush()}
+        if what == "check":
+            try:
+                self._scheduler.check()
+            except AssertionError as error:
+                return {"fault": str(error)}
+        return self._scheduler.stats()
+
+
+def build(config: Config, directory: Path, say: Callable[[str, float], None]) -> tuple[Engine, wire.Ready, list[str]]:
+    """Everything an engine consists of, from a resolved model directory.
+
+    Raises LoadError and ConfigError. `say(stage, fraction)` hears of progress.
+    """
+    device = pick_device(config.device)
+    say("loading weights", 0.0)
+    model = load_model(directory, dtype=config.dtype, device=device, progress=lambda part: say("loading weights", part))
+    spec = model.spec
+    size = ModelSize(
+        context=spec.context,
+        page_bytes=bytes_per_page(spec, config.page_size, model.dtype),
+        weight_bytes=model.weight_bytes,
+    )
+    config, notes = resolve(config, Hardware(device=device, cores=cores(), memory=free_memory()), size)
+    set_threads(config.threads)
+    runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
+    scheduler = Scheduler(
+        PrefixCache(config.pages, config.page_size),
+        budget=config.budget,
+        max_running=config.max_running,
+        context=config.context,
+        queue_limit=config.queue_limit,
+        policy=config.policy,
+        vocab=spec.vocab,
+        token_bytes=token_bytes(directory),
+    )
+    ready = wire.Ready(
+        pages=config.pages,
+        page_size=config.page_size,
+        context=config.context,
+        device=device,
+        family=spec.family,
+        vocab=spec.vocab,
+    )
+    return Engine(scheduler, runner), ready, notes
+
+
+def main() -> None:
+    """Entry of the process. The supervisor starts it with the thread environment already set."""
+    parser = argparse.ArgumentParser(prog="branchwork.runtime.engine")
+    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--directory", required=True, type=Path)
+    parser.add_argument("--option", action="append", default=[])
+    arguments = parser.parse_args()
+    channel = Channel(arguments.endpoint)
+    try:
+        engine, ready, notes = build(
+            parse(arguments.option),
+            arguments.directory,
+            lambda stage, fraction: channel.send([wire.Loading(stage, fraction)]),
+        )
+    except (LoadError, ConfigError) as error:
+        channel.send([wire.Broken(getattr(error, "code", "config"), str(error))])
+    else:
+        for note in notes:
+            print(f"engine: {note}", file=sys.stderr, flush=True)
+        channel.send([ready])
+        engine.run(channel.receive, channel.send)
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    main()

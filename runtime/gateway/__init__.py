@@ -1,0 +1,1 @@
+"""Text side of the runtime: clients, chat frames, tokenization, supervision. No torch in this process."""

@@ -1,0 +1,92 @@
+"""Role frames derived from a model's own chat template: what stands before and after each role's text.
+
+Knows: Jinja templates as Hugging Face writes them. Must not know: tokens, programs.
+The template is rendered on probe conversations with marker texts; what lies around the markers are the frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from branchwork.lang.protocol import ChatFrames, Frame
+
+_MARKS = ("\u241fA\u241f", "\u241fB\u241f", "\u241fC\u241f", "\u241fD\u241f")  # text that no template contains
+ROLES = ("system", "user", "assistant")
+
+
+class ChatTemplateError(ValueError):
+    """The model's chat template cannot be rendered for these messages; the message holds the template's own words."""
+
+
+def render(template: str, messages: Sequence[Mapping[str, Any]], *, generate: bool, **context: Any) -> str:
+    """The template's text for `messages`; `generate` adds the opening of the assistant's turn.
+
+    context: what templates expect beside messages (bos_token, eos_token, tools). Raises ChatTemplateError.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template).render(
+            messages=list(messages), add_generation_prompt=generate, **context
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise ChatTemplateError(str(error)) from error
+
+
+def frames(template: str | None, **context: Any) -> ChatFrames:
+    """The frames of a template; without roles when there is none, or when it is not a plain sequence of frames.
+
+    What follows the last turn of a conversation is that role's end; what stands before the next turn beyond it, the
+    next role's beginning.
+    """
+    start = context.get("bos_token") or ""
+    a, b, c, d = _MARKS
+    turns = _try(template, [("user", b), ("assistant", c), ("user", d)], context) if template else None
+    short = _try(template, [("user", b), ("assistant", c)], context) if template else None
+    if template is None or turns is None or short is None:
+        return ChatFrames(start=start)
+    before, rest = turns.split(b, 1)
+    after_user, rest = rest.split(c, 1)
+    after_assistant, user_end = rest.split(d, 1)
+    assistant_end = short.split(c, 1)[1]
+    if not after_user.startswith(user_end) or not after_assistant.startswith(assistant_end):
+        return ChatFrames(start=start)
+    user_begin = after_assistant[len(assistant_end) :]
+    roles = {
+        "user": Frame(user_begin, user_end),
+        "assistant": Frame(after_user[len(user_end) :], assistant_end),
+    }
+    start = start if before.startswith(start) else ""
+    head = before[len(start) :]
+    if not head.endswith(user_begin):
+        return ChatFrames(start=start)
+    with_system = _try(template, [("system", a), ("user", b)], context)
+    if with_system is not None:
+        system_begin, gap = with_system.split(a, 1)
+        gap = gap.split(b, 1)[0]
+        if gap.endswith(user_begin) and system_begin.startswith(start):
+            roles["system"] = Frame(system_begin[len(start) :], gap[: len(gap) - len(user_begin)])
+    return ChatFrames(roles=roles, start=start, default_system=head[: len(head) - len(user_begin)])
+
+
+def _try(template: str, turns: list[tuple[str, str]], context: Mapping[str, Any], generate: bool = False) -> str | None:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    try:
+        text = render(template, messages, generate=generate, **context)
+    except ChatTemplateError:
+        return None
+    return text if all(mark in text for _, mark in turns) else None
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

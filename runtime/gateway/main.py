@@ -1,0 +1,150 @@
+"""The gateway process: composition root of the text side; starts the engine, then serves programs over ZeroMQ.
+
+Knows: options, the order in which things start and end. Must not know: nodes, ids, torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from branchwork.lang.protocol import ModelInfo
+from branchwork.runtime.config import Config, ConfigError, cores, parse
+from branchwork.runtime.gateway.chat import frames
+from branchwork.runtime.gateway.programs import Server, bind
+from branchwork.runtime.gateway.supervisor import EngineDied, Supervisor
+from branchwork.runtime.gateway.text import Texts
+from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.hub import find_model
+from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
+from branchwork.runtime.programs.host import Host
+
+REFUSAL_TIME = 5.0  # seconds that a failed gateway stays to tell clients why
+
+
+async def serve(arguments: argparse.Namespace) -> int:
+    """Bind, start the engine, serve until told to stop. The exit status."""
+    folder = Path(tempfile.mkdtemp(prefix="branchwork-"))  # created 0700: only its user can enter
+    server: Server | None = None
+    stopping = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    if arguments.watch_stdin:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _on_stdin, stopping)
+    try:
+        server = Server(bind(arguments.endpoint, arguments.curve_keys), token=os.environ.get("BRANCHWORK_TOKEN", ""))
+        receiving = asyncio.create_task(server.receive())
+        print(f"gateway: listening on {server.endpoint}", file=sys.stderr, flush=True)
+        try:
+            running = asyncio.create_task(_run(arguments, folder, server))
+            waiting = asyncio.create_task(stopping.wait())
+            asked = asyncio.create_task(server.stopped.wait())
+            await asyncio.wait({running, waiting, asked, receiving}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            if receiving.done():
+                receiving.result()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        except (LoadError, ConfigError, EngineDied) as error:
+            code = getattr(error, "code", "config")
+            print(f"gateway: {code}: {error}", file=sys.stderr, flush=True)
+            server.refuse(code, str(error))
+            await asyncio.wait({waiting, asked}, timeout=REFUSAL_TIME, return_when=asyncio.FIRST_COMPLETED)
+            return 1
+        return 0
+    except (zmq.ZMQError, ConfigError) as error:
+        print(f"gateway: cannot listen on {arguments.endpoint}: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        if server is not None:
+            server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _run(arguments: argparse.Namespace, folder: Path, server: Server) -> None:
+    config = parse([f"model={arguments.model}", *arguments.option])
+    server.loading("finding the model", 0.0)
+    loop = asyncio.get_running_loop()
+
+    def downloading(fraction: float) -> None:
+        loop.call_soon_threadsafe(server.loading, "downloading the model", fraction)
+
+    directory = await asyncio.to_thread(find_model, config.model, progress=downloading)
+    texts = await asyncio.to_thread(Texts, directory)
+    model_frames = frames(chat_template(directory), **special_texts(directory))
+    ends = eos_ids(directory)
+    host = Host(texts, model_frames, eos=ends, max_branches=config.max_branches, emit=server.emit)
+    supervisor = Supervisor(
+        _engine_command(config, directory, arguments.option),
+        folder,
+        threads=config.threads or cores(),
+        restarts=config.restarts,
+        on_messages=host.on_messages,
+        in_flight=host.restart,
+        on_loading=server.loading,
+    )
+    try:
+        ready = await supervisor.start()
+        info = ModelInfo(
+            name=Path(config.model).name,
+            family=ready.family,
+            context=ready.context,
+            vocab=ready.vocab,
+            eos_ids=ends,
+            frames=model_frames,
+            pages=ready.pages,
+            page_size=ready.page_size,
+            device=ready.device,
+        )
+        host.attach(supervisor.send, ready.context)
+        server.open(host, info, config.window)
+        await supervisor.serve()
+    finally:
+        await supervisor.stop()
+
+
+def _engine_command(config: Config, directory: Path, options: list[str]) -> list[str]:
+    command = [sys.executable, "-m", "branchwork.runtime.engine", "--directory", str(directory)]
+    for option in options:
+        command += ["--option", option]
+    return command
+
+
+def _on_stdin(stopping: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        stopping.set()
+
+
+def arguments(
+    *, model: str, endpoint: str, options: list[str], curve_keys: Path | None = None, watch_stdin: bool = False
+) -> argparse.Namespace:
+    """What `serve` takes, for callers in this process."""
+    return argparse.Namespace(
+        model=model, endpoint=endpoint, option=options, curve_keys=curve_keys, watch_stdin=watch_stdin
+    )
+
+
+def main() -> None:
+    """Entry of the process; see `branchwork serve` for the person's face of it."""
+    parser = argparse.ArgumentParser(prog="branchwork.runtime.gateway.main")
+    parser.add_argument("--model", default="sapling")
+    parser.add_argument("--endpoint", required=True, help="ipc:///path or tcp://127.0.0.1:port")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--curve-keys", type=Path, help="folder with server.key and authorized client keys")
+    parser.add_argument("--watch-stdin", action="store_true", help="end when standard input ends")
+    sys.exit(asyncio.run(serve(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Text to ids and ids to text: the only file where the one becomes the other.
+
+Knows: the model's tokenizer and its tokens' bytes. Must not know: programs, requests, sockets.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from branchwork.runtime.loading.tokenizer import adds_bos, eos_ids, load_tokenizer, special_texts, token_bytes
+
+
+class Piece(Protocol):
+    """A stretch of a transcript; `special`: the model's special tokens may stand in it by their names."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def special(self) -> bool: ...
+
+
+class Texts:
+    """One model's tokenizer. encode: pieces of text to ids; piece boundaries leave no seam in the tokenization."""
+
+    def __init__(self, directory: Path) -> None:
+        self._tokenizer: Tokenizer = load_tokenizer(directory)
+        self.token_bytes: list[bytes] = token_bytes(directory)
+        added = self._tokenizer.get_added_tokens_decoder()
+        bos_text = special_texts(directory).get("bos_token")
+        bos = self._tokenizer.token_to_id(bos_text) if bos_text else None
+        # what stands at the start of every transcript, and what "no context" is for this model
+        self.start: list[int] = [bos] if bos is not None and adds_bos(directory) else []
+        self.neutral: int = bos if bos is not None else (eos_ids(directory) or (0,))[0]
+        self._specials = tuple(token.content for token in added.values() if token.special and token.content)
+
+    def encode(self, pieces: Iterable[Piece]) -> list[int]:
+        """Ids of the joined text. In pieces that are not special the names of special tokens are ordinary text."""
+        ids: list[int] = []
+        run: list[str] = []
+        for piece in pieces:
+            if piece.special or not any(name in piece.text for name in self._specials):
+                run.append(piece.text)
+                continue
+            ids += self._encode("".join(run))
+            run = []
+            ids += self._encode_plain(piece.text)
+        return ids + self._encode("".join(run))
+
+    def begin(self, ids: list[int]) -> list[int]:
+        """The ids of a whole prompt, with the start token the model expects unless it is there already."""
+        return ids if not ids or ids[:1] == self.start else [*self.start, *ids]
+
+    def decoder(self) -> Decoder:
+        return Decoder(self.token_bytes)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The ids' bytes as text; bytes that are no UTF-8 read as the replacement character."""
+        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+
+    def _encode_plain(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = True
+        try:
+            return self._encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = False
+
+
+class Decoder:
+    """Incremental: ids in, text out as soon as its bytes are whole characters."""
+
+    def __init__(self, table: Sequence[bytes]) -> None:
+        self._table = table
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, ids: Iterable[int]) -> str:
+        return self._utf8.decode(b"".join(self._table[i] for i in ids))

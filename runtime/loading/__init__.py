@@ -1,0 +1,1 @@
+"""Checkpoints: finding them, reading weights and tokenizers strictly, with clear errors."""

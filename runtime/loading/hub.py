@@ -1,0 +1,113 @@
+"""From a model's name to a directory: the packaged model, a directory, or a download from the Hugging Face hub.
+
+Knows: names, huggingface_hub. Must not know: what the files mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from branchwork.runtime.loading.errors import LoadError
+
+PACKAGED = "sapling"
+_WANTED = ("*.json", "*.safetensors", "*.jinja")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+Progress = Callable[[float], None]
+
+
+def find_model(name: str, *, progress: Progress | None = None, offline: bool = False) -> Path:
+    """The directory of model `name`: "sapling", a directory, or owner/name on the hub (downloaded once, then cached).
+
+    progress hears the fraction downloaded. offline: only what is cached already (HF_HUB_OFFLINE=1 has the same effect).
+    Raises LoadError (not_found, offline, gated) saying what to do.
+    """
+    if name == PACKAGED:
+        return _packaged()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file() or path.is_absolute() or name.startswith((".", "~")) or not _REPOSITORY.fullmatch(name):
+        what = "is a file, not a model directory" if path.is_file() else "is no directory and no hub name (owner/name)"
+        raise LoadError("not_found", f"model {name!r} {what}; the packaged model is called {PACKAGED!r}")
+    return _download(name, progress, offline)
+
+
+@contextmanager
+def shown(title: str) -> Iterator[Progress]:
+    """A rich progress bar on standard error; yields the function that moves it."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda fraction: bar.update(task, completed=fraction)
+
+
+def _packaged() -> Path:
+    path = Path(__file__).parent.parent / PACKAGED
+    if not (path / "config.json").is_file():
+        raise LoadError("not_found", f"this installation lacks the packaged model's files in {path}; install it again")
+    return path
+
+
+def _download(name: str, progress: Progress | None, offline: bool) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        bars = _reporting(progress) if progress is not None else None
+        where = snapshot_download(name, allow_patterns=list(_WANTED), tqdm_class=bars, local_files_only=offline)
+    except errors.GatedRepoError as error:
+        raise LoadError(
+            "gated",
+            f"model {name!r} asks for its terms to be accepted: visit https://huggingface.co/{name}, then log in "
+            "with `hf auth login` or set HF_TOKEN",
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise LoadError(
+            "not_found",
+            f"model {name!r} is neither a directory here nor a public model on the hub; check the spelling, "
+            "or log in with `hf auth login` if it is private",
+        ) from error
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # offline, or the cache lacks files
+        raise LoadError(
+            "offline",
+            f"model {name!r} is not complete in the local cache and the hub cannot be reached ({error!s:.200}); "
+            f"go online and try again (the download resumes), or use a directory, or the packaged model {PACKAGED!r}",
+        ) from error
+    return Path(where)
+
+
+def _reporting(progress: Progress) -> Any:
+    """A tqdm class for huggingface_hub that draws nothing and reports the bytes' fraction."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Reporting(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._counts = kwargs.get("unit") == "B"
+            kwargs.pop("name", None)
+            super().__init__(  # type: ignore[no-untyped-call]
+                *args, **{**kwargs, "disable": False, "file": _Nowhere()}
+            )
+
+        def update(self, n: float | None = 1) -> Any:
+            moved = super().update(n)
+            if self._counts and self.total:
+                progress(min(self.n / self.total, 1.0))
+            return moved
+
+    return Reporting
+
+
+class _Nowhere:
+    """A stream that drops what tqdm draws."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return

@@ -1,0 +1,169 @@
+"""The dense decoder that Llama, Mistral and Qwen share: names of its tensors, loading, forward.
+
+Knows: spec, layers, Hugging Face's tensor names. Must not know: config.json, requests, plans.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from branchwork import kernels
+from branchwork.runtime.cache.kv_pool import KVPool
+from branchwork.runtime.loading.weights import Weights
+from branchwork.runtime.models.attention import Attention
+from branchwork.runtime.models.layers import Linear, Mlp, Rotary
+from branchwork.runtime.models.spec import ModelSpec
+from branchwork.runtime.models.step import Step
+
+Progress = Callable[[float], None]
+_IGNORABLE = r"rotary_emb\.inv_freq$|self_attn\.masked_bias$"
+_TIED = r"|^lm_head\.weight$"  # some checkpoints store the shared matrix twice
+
+
+class Layer:
+    """One block: attention and feed-forward, each after a norm of the residual stream."""
+
+    __slots__ = ("attention", "mlp", "norm", "post_norm")
+
+    def __init__(self, norm: Tensor, attention: Attention, post_norm: Tensor, mlp: Mlp) -> None:
+        self.norm = norm
+        self.attention = attention
+        self.post_norm = post_norm
+        self.mlp = mlp
+
+
+class Decoder:
+    """A loaded model. `dtype` is that of weights and KV; `weight_bytes` counts every parameter once."""
+
+    def __init__(self, spec: ModelSpec, embed: Tensor, layers: list[Layer], norm: Tensor, head: Linear) -> None:
+        self.spec = spec
+        self.dtype = embed.dtype
+        self.device = embed.device
+        self.weight_bytes = 0
+        self._embed = embed
+        self._layers = layers
+        self._norm = norm
+        self._head = head
+        self._rotary = Rotary(spec.rope, spec.attention.head_dim, embed.device)
+
+    @classmethod
+    def load(
+        cls, spec: ModelSpec, weights: Weights, dtype: torch.dtype, device: torch.device, progress: Progress | None
+    ) -> Decoder:
+        """Raises LoadError before any data is read when names or shapes do not fit the spec."""
+        expected = tensors(spec)
+        weights.verify(expected, re.compile(_IGNORABLE + (_TIED if spec.tied else "")))
+        reader = _Reader(weights, dtype, device)
+        embed = reader.read("model.embed_tokens.weight")
+        layers = []
+        for i in range(spec.layers):
+            layers.append(_layer(spec, reader, i))
+            if progress is not None:
+                progress((i + 1) / spec.layers)
+        norm = reader.read("model.norm.weight")
+        head = Linear(embed if spec.tied else reader.read("lm_head.weight"))
+        model = cls(spec, embed, layers, norm, head)
+        model.weight_bytes = reader.bytes
+        return model
+
+    @torch.inference_mode()
+    def hidden(self, step: Step, kv: KVPool) -> Tensor:
+        """The last normed hidden states at step.logits_index, [L, C]; writes the step's keys and values into `kv`."""
+        eps = self.spec.eps
+        angles = self._rotary(step.positions)
+        residual = kernels.embedding(step.ids, self._embed)  # [T, C]
+        normed = kernels.rms_norm(residual, self._layers[0].norm, eps)
+        last = len(self._layers) - 1
+        for i, layer in enumerate(self._layers):
+            mixed = layer.attention(normed, step, angles, kv.k[i], kv.v[i])
+            if i == last:  # past the last attention only the wanted places matter
+                mixed, residual = mixed.index_select(0, step.logits_index), residual.index_select(0, step.logits_index)
+            normed, residual = kernels.add_rms_norm(mixed, residual, layer.post_norm, eps)
+            following = self._norm if i == last else self._layers[i + 1].norm
+            normed, residual = kernels.add_rms_norm(layer.mlp(normed), residual, following, eps)
+        return normed
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [L, C] to logits [L, V], float32."""
+        return self._head(hidden).float()
+
+    def forward(self, step: Step, kv: KVPool) -> Tensor:
+        """Logits at step.logits_index, float32 [L, V]."""
+        return self.logits(self.hidden(step, kv))
+
+
+def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor a checkpoint of this spec holds."""
+    a, c, f = spec.attention, spec.hidden, spec.ffn
+    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab, c), "model.norm.weight": (c,)}
+    if not spec.tied:
+        shapes["lm_head.weight"] = (spec.vocab, c)
+    linears = [
+        ("self_attn.q_proj", q, c, a.qkv_bias),
+        ("self_attn.k_proj", kv, c, a.qkv_bias),
+        ("self_attn.v_proj", kv, c, a.qkv_bias),
+        ("self_attn.o_proj", c, q, a.out_bias),
+        ("mlp.gate_proj", f, c, spec.mlp_bias),
+        ("mlp.up_proj", f, c, spec.mlp_bias),
+        ("mlp.down_proj", c, f, spec.mlp_bias),
+    ]
+    for i in range(spec.layers):
+        at = f"model.layers.{i}."
+        for name, rows, columns, bias in linears:
+            shapes[f"{at}{name}.weight"] = (rows, columns)
+            if bias:
+                shapes[f"{at}{name}.bias"] = (rows,)
+        shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (c,)
+        if a.qk_norm:
+            shapes[f"{at}self_attn.q_norm.weight"] = shapes[f"{at}self_attn.k_norm.weight"] = (a.head_dim,)
+    return shapes
+
+
+class _Reader:
+    """Reads tensors by name in one dtype onto one device and counts their bytes."""
+
+    def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+        self._weights = weights
+        self._dtype = dtype
+        self._device = device
+        self.bytes = 0
+
+    def read(self, *names: str) -> Tensor:
+        """One tensor, or several stacked along their first dimension."""
+        parts = [self._weights.read(name, self._dtype, self._device) for name in names]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.bytes += whole.nbytes
+        return whole
+
+    def linear(self, at: str, bias: bool, *names: str) -> Linear:
+        weight = self.read(*(f"{at}{name}.weight" for name in names))
+        return Linear(weight, self.read(*(f"{at}{name}.bias" for name in names)) if bias else None)
+
+
+def _layer(spec: ModelSpec, reader: _Reader, i: int) -> Layer:
+    a = spec.attention
+    at, inner, mlp = f"model.layers.{i}.", f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+    norms = (reader.read(f"{inner}q_norm.weight"), reader.read(f"{inner}k_norm.weight")) if a.qk_norm else None
+    attention = Attention(
+        a,
+        reader.linear(inner, a.qkv_bias, "q_proj", "k_proj", "v_proj"),
+        reader.linear(inner, a.out_bias, "o_proj"),
+        norms=norms,
+        eps=spec.eps,
+        window=a.windows[i],
+    )
+    feed_forward = Mlp(
+        reader.linear(mlp, spec.mlp_bias, "gate_proj", "up_proj"), reader.linear(mlp, spec.mlp_bias, "down_proj")
+    )
+    return Layer(
+        reader.read(f"{at}input_layernorm.weight"),
+        attention,
+        reader.read(f"{at}post_attention_layernorm.weight"),
+        feed_forward,
+    )

@@ -1,0 +1,55 @@
+"""The parts that every family is made of: linear, gated feed-forward, rotary angles.
+
+Knows: kernels. Must not know: families, weight names, files.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from branchwork import kernels
+from branchwork.runtime.models.rope import frequencies
+from branchwork.runtime.models.spec import RopeSpec
+
+
+class Linear:
+    """x [T, K] to [T, N]."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight  # [N, K]
+        self.bias = bias  # [N]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return kernels.linear(x, self.weight, self.bias)
+
+
+class Mlp:
+    """down(silu(gate(x)) * up(x)); gate and up are one fused product."""
+
+    __slots__ = ("down", "gate_up")
+
+    def __init__(self, gate_up: Linear, down: Linear) -> None:
+        self.gate_up = gate_up
+        self.down = down
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(kernels.silu_mul(self.gate_up(x)))
+
+
+class Rotary:
+    """Angles of a step's positions, the same for all layers."""
+
+    __slots__ = ("factor", "frequencies")
+
+    def __init__(self, spec: RopeSpec, dim: int, device: torch.device) -> None:
+        plain, self.factor = frequencies(spec, dim)
+        self.frequencies = plain.to(device)  # [D/2]
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions int64 [T] to cos, sin float32 [T, D/2]."""
+        angles = positions[:, None] * self.frequencies
+        cos, sin = angles.cos(), angles.sin()
+        return (cos, sin) if self.factor == 1.0 else (cos * self.factor, sin * self.factor)

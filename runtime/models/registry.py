@@ -1,0 +1,51 @@
+"""Which file serves which architecture name, and the two doors: a model's spec and the loaded model.
+
+Knows: the families. Must not know: engines, plans, clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.weights import Weights, choose_dtype
+from branchwork.runtime.models import llama, mistral, qwen2, qwen3
+from branchwork.runtime.models.decoder import Decoder, Progress
+from branchwork.runtime.models.spec import Fields, ModelSpec
+
+FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
+    "LlamaForCausalLM": llama.spec,
+    "MistralForCausalLM": mistral.spec,
+    "Qwen2ForCausalLM": qwen2.spec,
+    "Qwen3ForCausalLM": qwen3.spec,
+}
+
+
+def load_spec(directory: Path) -> ModelSpec:
+    """Raises LoadError (not_found, config, unsupported) for a directory whose model cannot be served."""
+    fields = Fields.read(directory)
+    names = fields.values.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise LoadError("config", f"{fields.where}: architectures must name the model's class, got {names!r}")
+    family = FAMILIES.get(names[0])
+    if family is None:
+        raise LoadError(
+            "unsupported",
+            f"{fields.where}: architecture {names[0]!r} is not supported; supported: {', '.join(FAMILIES)}",
+        )
+    return family(fields)
+
+
+def load_model(
+    directory: Path, *, dtype: str = "auto", device: str = "cpu", progress: Progress | None = None
+) -> Decoder:
+    """A model ready to run. dtype: auto | float32 | bfloat16. progress hears the loaded fraction.
+
+    Raises LoadError; everything that can be known from headers is checked before data is read.
+    """
+    spec = load_spec(directory)
+    where = torch.device(device)
+    return Decoder.load(spec, Weights(directory), choose_dtype(dtype, spec.stored, where), where, progress)

@@ -1,0 +1,68 @@
+"""A decision handed over: what one step computes (Plan, Row) and what came of it (Result).
+
+Knows: ids and page numbers. Must not know: requests as objects, trees, tensors.
+
+    known ids of a request   [ 0 .................. start | ids of this step | later ids ]
+    its KV after the step    [ pages cover ................................ ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from branchwork.runtime.wire import Shape, TokenScore
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Compute `ids` at positions start, start+1, ...; their KV goes into the slots that `pages` gives.
+
+    pages: page numbers of positions 0 .. start+len(ids)-1 (position p is slot p % page_size of pages[p // page_size]).
+    Pages before `start` may belong to rows of the same step: every layer writes all KV before it attends.
+    shape: how to draw the token after the last of `ids`; None when more known ids follow (no draw).
+    history: answer ids so far and prompt ids, given only when shape has penalties (frequency and presence count the
+        answer, repetition both).
+    logprobs: -1, or k for the drawn token's log-probability and the top k.
+    score_from: index into `ids` of the first token whose log-probability is wanted *as a known token*: for i in
+        [max(score_from, 1), len(ids)) token ids[i] is scored from the logits at ids[i-1]. len(ids) for none.
+    score_next: when >= 0, the known token that follows the last of `ids`, scored from the logits there (only with
+        score_from < len(ids) or a Score request's single-token prefix).
+    score_top: top-k wanted with known-token scores.
+    """
+
+    request: int
+    start: int
+    ids: Sequence[int]
+    pages: Sequence[int]
+    shape: Shape | None = None
+    position: int = 0  # of the token to draw: number of known ids of the request (the draw's counter)
+    prompt_history: Sequence[int] = ()
+    answer_history: Sequence[int] = ()
+    logprobs: int = -1
+    score_from: int = 1 << 30
+    score_next: int = -1
+    score_top: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    step: int
+    rows: tuple[Row, ...]
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """What came of one row. token: -1 when none was drawn; score: of the drawn token, when asked for.
+
+    known: scores of known tokens in order, then score_next's when given.
+    """
+
+    token: int = -1
+    score: TokenScore | None = None
+    known: tuple[TokenScore, ...] = ()
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One Drawn per Plan row, same order."""
+
+    step: int
+    rows: tuple[Drawn, ...]

@@ -1,0 +1,152 @@
+"""One gen under way: from its parameters to Submits, from the engine's events to its values and meta.
+
+Knows: SamplingParams, wire messages, bytes of tokens. Must not know: branches, connections, sockets.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from branchwork.lang.params import SamplingParams
+from branchwork.runtime import wire
+
+_FRESH = random.SystemRandom()
+
+
+class Decoder(Protocol):
+    def feed(self, ids: Sequence[int]) -> str: ...
+
+
+class Texts(Protocol):
+    """What programs need of the tokenizer (gateway/text.py)."""
+
+    token_bytes: list[bytes]
+    neutral: int
+
+    def begin(self, ids: list[int]) -> list[int]: ...
+    def encode(self, pieces: Sequence[Any]) -> list[int]: ...
+    def decoder(self) -> Decoder: ...
+    def text_of(self, ids: Sequence[int]) -> str: ...
+
+
+class Sample:
+    """One of a gen's n samples: what the engine has said of it so far."""
+
+    __slots__ = ("_decoder", "_shown", "_texts", "finished", "ids", "scores", "submit")
+
+    def __init__(self, submit: wire.Submit, texts: Texts) -> None:
+        self.submit = submit
+        self._texts = texts
+        self._shown = 0  # characters already streamed; survives a restart of the engine
+        self.finished: wire.Finished | None = None
+        self._begin()
+
+    def take(self, event: wire.Tokens | wire.Finished) -> str:
+        """Book an event; the text that can be shown because of it (streamed gens only)."""
+        self.ids += event.ids
+        self.scores += event.scores
+        if isinstance(event, wire.Finished):
+            self.finished = event
+            return self._show(self.answer())
+        self._text_so_far += self._decoder.feed(event.ids)
+        return self._show(self._text_so_far)
+
+    def answer(self) -> str:
+        """The whole answer: its bytes up to where it was stopped, as text."""
+        assert self.finished is not None
+        table = self._texts.token_bytes
+        return b"".join(table[i] for i in self.ids)[: self.finished.length].decode("utf-8", "replace")
+
+    def restart(self) -> wire.Submit:
+        """The engine was lost: everything will come again, from the same seed."""
+        self._begin()
+        return self.submit
+
+    def meta(self) -> dict[str, Any]:
+        """What is known about the finished sample. Log-probabilities are (value, token id, token text) triples."""
+        assert self.finished is not None
+        done, usage = self.finished, self.finished.usage
+        meta: dict[str, Any] = {
+            "finish_reason": done.reason if done.reason != "eos" else "stop",
+            "matched": done.matched.decode("utf-8", "replace"),
+            "prompt_tokens": usage.prompt,
+            "completion_tokens": len(self.ids),
+            "cached_tokens": usage.reused,
+            "computed_tokens": usage.computed,
+            "diverged_at": usage.diverged,
+            "preempted": usage.preempted,
+            "seed": self.submit.shape.seed,
+            "output_ids": list(self.ids),
+        }
+        if self.submit.logprobs >= 0:
+            meta["output_token_logprobs"] = triples(self.scores, self._texts)
+            meta["output_top_logprobs"] = tops(self.scores, self._texts)
+        if self.submit.prompt_logprobs >= 0:
+            meta["input_token_logprobs"] = triples(done.prompt_scores, self._texts)
+            meta["input_top_logprobs"] = tops(done.prompt_scores, self._texts)
+        return meta
+
+    def _begin(self) -> None:
+        self._decoder = self._texts.decoder()
+        self._text_so_far = ""
+        self.ids: list[int] = []
+        self.scores: list[wire.TokenScore] = []
+
+    def _show(self, text: str) -> str:
+        new = text[self._shown :]
+        self._shown = max(self._shown, len(text))
+        return new
+
+
+def submits(
+    params: SamplingParams, ids: Sequence[int], first_id: int, *, eos: Sequence[int], room: int, stream: bool
+) -> list[wire.Submit]:
+    """One Submit per sample. room: tokens left in the context; longer answers end there with reason length."""
+    seed = params.seed if params.seed is not None else _FRESH.getrandbits(62)
+    ends = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *eos)
+    stops = wire.Stops(
+        max_tokens=max(1, min(params.max_tokens, room)),
+        min_tokens=min(params.min_tokens, room),
+        strings=tuple(text.encode() for text in params.stop),
+        regexes=tuple(pattern.encode() for pattern in params.stop_regex),
+        ids=tuple(ends),
+    )
+    packed = pack(ids)
+    return [
+        wire.Submit(
+            id=first_id + number,
+            ids=packed,
+            shape=wire.Shape(
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                min_p=params.min_p,
+                frequency_penalty=params.frequency_penalty,
+                presence_penalty=params.presence_penalty,
+                repetition_penalty=params.repetition_penalty,
+                seed=(seed + number * 0x9E3779B97F4A7C15) % 2**63,
+            ),
+            stops=stops,
+            logprobs=-1 if params.logprobs is None else params.logprobs,
+            prompt_logprobs=-1 if params.prompt_logprobs is None or number else params.prompt_logprobs,
+            logprob_start=params.logprob_start,
+            stream=stream and number == 0,
+        )
+        for number in range(params.n)
+    ]
+
+
+def pack(ids: Sequence[int]) -> bytes:
+    """int32 little-endian."""
+    return array("i", ids).tobytes()
+
+
+def triples(scores: Sequence[wire.TokenScore], texts: Texts) -> list[tuple[float, int, str]]:
+    return [(score.logprob, score.id, texts.text_of([score.id])) for score in scores]
+
+
+def tops(scores: Sequence[wire.TokenScore], texts: Texts) -> list[list[tuple[float, int, str]]]:
+    return [[(top.logprob, top.id, texts.text_of([top.id])) for top in score.top] for score in scores]

@@ -1,0 +1,265 @@
+"""Runs the programs of all connections: drives lang.machine on their nodes and keeps their transcripts.
+
+Knows: machine, transcripts, wire. Must not know: sockets, tokenizers' insides, scheduling, tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from branchwork.lang import machine, protocol
+from branchwork.lang.ir import Fork, Laid
+from branchwork.lang.machine import Branch, Call, Reply, Segment
+from branchwork.lang.protocol import ChatFrames
+from branchwork.runtime import wire
+from branchwork.runtime.programs.branches import Transcript
+from branchwork.runtime.programs.gens import Sample, Texts, submits
+from branchwork.runtime.programs.selects import Selection
+
+ASK_TIME = 10.0  # seconds an engine has to answer a question
+Emit = Callable[[bytes, protocol.GatewayMessage], None]
+
+
+class Session:
+    """One program of one connection."""
+
+    def __init__(self, connection: bytes, program: int, frames: ChatFrames, stream: bool) -> None:
+        self.connection = connection
+        self.program = program
+        self.stream = stream
+        self.machine = machine.Program(frames)
+        self.parents: dict[int, int] = {}  # branch -> the one it was forked from
+        self.transcripts: dict[int, Transcript] = {0: Transcript()}
+        self.samples: dict[int, list[Sample]] = {}  # call -> its samples
+
+    def transcript(self, number: int) -> Transcript:
+        """The branch's transcript; a fork's begins as its parent's was at the fork."""
+        found = self.transcripts.get(number)
+        if found is None:
+            inherited = self.machine.branch(number).inherited
+            found = self.transcripts[number] = self.transcript(self.parents[number]).fork(inherited)
+        return found
+
+
+class Host:
+    """All programs of one gateway. Every public method returns at once; results leave through `emit`."""
+
+    def __init__(self, texts: Texts, frames: ChatFrames, *, eos: Sequence[int], max_branches: int, emit: Emit) -> None:
+        self._texts = texts
+        self._frames = frames
+        self._eos = eos
+        self._max_branches = max_branches
+        self._emit = emit
+        self._to_engine: Callable[[wire.ToEngine], None] = lambda message: None
+        self._context = 0
+        self._next = 1
+        self._sessions: dict[tuple[bytes, int], Session] = {}
+        self._under_way: dict[int, tuple[Session, Call, Sample | Selection]] = {}  # engine request -> what it is for
+        self._questions: dict[int, asyncio.Future[dict[str, float | int | str]]] = {}
+
+    def attach(self, to_engine: Callable[[wire.ToEngine], None], context: int) -> None:
+        """The engine is ready; context in tokens."""
+        self._to_engine, self._context = to_engine, context
+
+    # --- what connections ask
+
+    def open(self, connection: bytes, program: int, stream: bool) -> None:
+        self._sessions[connection, program] = Session(connection, program, self._frames, stream)
+
+    def feed(self, connection: bytes, program: int, branch: int, nodes: tuple[Laid, ...]) -> None:
+        session = self._sessions.get((connection, program))
+        if session is None:  # closed or cancelled while these were on their way: the credit goes back
+            self._emit(connection, protocol.Credit(len(nodes)))
+            return
+        session.machine.feed(branch, nodes)
+        for laid in nodes:
+            if isinstance(laid.node, Fork):
+                session.parents.update(dict.fromkeys(laid.node.children, branch))
+                if len(session.parents) >= self._max_branches:
+                    text = f"{len(session.parents) + 1} branches; this runtime allows {self._max_branches} a program"
+                    session.machine.fail_node(branch, laid.id, "too_many_branches", text)
+        self._advance(session)
+
+    def cancel(self, connection: bytes, program: int, branch: int | None) -> None:
+        session = self._sessions.get((connection, program))
+        if session is not None:
+            self._stop(session, session.machine.cancel(branch))
+            self._advance(session)
+
+    def close(self, connection: bytes, program: int) -> None:
+        session = self._sessions.pop((connection, program), None)
+        if session is not None:
+            self._stop(session, session.machine.close())
+            self._credit(session, session.machine.advance())
+
+    def drop(self, connection: bytes) -> None:
+        """The connection has gone: all its programs end, all their leases are freed."""
+        for key in [key for key in self._sessions if key[0] == connection]:
+            session = self._sessions.pop(key)
+            self._stop(session, session.machine.close())
+
+    async def ask(self, what: str) -> dict[str, float | int | str]:
+        """stats, flush_cache or check of the engine, with the gateway's own counts. Raises ValueError, TimeoutError."""
+        if what not in ("stats", "flush_cache", "check", "ping"):
+            raise ValueError(f"unknown question {what!r}; known: stats, flush_cache, check, ping, shutdown")
+        own: dict[str, float | int | str] = {"programs": len(self._sessions), "requests": len(self._under_way)}
+        if what == "ping":
+            return own
+        number = self._number()
+        answer = self._questions[number] = asyncio.get_running_loop().create_future()
+        self._to_engine(wire.Ask(number, what))
+        try:
+            return {**own, **await asyncio.wait_for(answer, ASK_TIME)}
+        finally:
+            del self._questions[number]
+
+    # --- what the engine says
+
+    def on_messages(self, messages: Iterable[wire.FromEngine]) -> None:
+        for message in messages:
+            if isinstance(message, wire.Answer):
+                if message.number in self._questions and not self._questions[message.number].done():
+                    self._questions[message.number].set_result(message.value)
+                continue
+            if isinstance(message, (wire.Tokens, wire.Finished, wire.Scored, wire.Failed)):
+                self._on_event(message)
+
+    def restart(self) -> list[wire.ToEngine]:
+        """The engine was lost: everything under way again, from the exact transcripts and seeds kept here."""
+        again: list[wire.ToEngine] = []
+        for number, (_, _, work) in self._under_way.items():
+            again.append(work.restart() if isinstance(work, Sample) else work.score(number, self._texts.neutral))
+        return again
+
+    def _on_event(self, event: wire.Event) -> None:
+        found = self._under_way.get(event.id)
+        if found is None:  # cancelled a moment ago
+            return
+        session, call, work = found
+        if isinstance(event, wire.Tokens) and isinstance(work, Sample):
+            self._show(session, call, work.take(event))
+            return
+        del self._under_way[event.id]
+        if isinstance(event, wire.Failed):
+            self._fail(session, call, event)
+        elif isinstance(event, wire.Finished) and isinstance(work, Sample):
+            text = work.take(event)
+            if session.stream and work.submit.stream:
+                self._show(session, call, text)
+            self._gen_done(session, call)
+        elif isinstance(event, wire.Scored) and isinstance(work, Selection):
+            self._select_done(session, call, work, event)
+        self._advance(session)
+
+    # --- executing calls
+
+    def _advance(self, session: Session) -> None:
+        while outputs := session.machine.advance():
+            self._credit(session, outputs)
+            for output in outputs:
+                if isinstance(output, Call):
+                    self._call(session, output)
+                elif isinstance(output, machine.NodeFailed):
+                    if output.code != "branch_failed":  # the client's own machine draws these consequences
+                        failed = protocol.Failed(
+                            session.program, output.branch, output.node, output.code, output.message
+                        )
+                        self._emit(session.connection, failed)
+                elif output.values:
+                    done = protocol.Done(session.program, output.branch, output.node, output.values, output.meta)
+                    self._emit(session.connection, done)
+
+    def _credit(self, session: Session, outputs: Sequence[machine.Output]) -> None:
+        executed = sum(not isinstance(output, Call) for output in outputs)
+        if executed:
+            self._emit(session.connection, protocol.Credit(executed))
+
+    def _call(self, session: Session, call: Call) -> None:
+        if call.kind == "select":
+            self._select(session, call)
+        else:
+            self._gen(session, call)
+
+    def _gen(self, session: Session, call: Call) -> None:
+        assert call.params is not None
+        branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
+        ids = self._texts.encode(transcript.pending(branch))
+        transcript.commit(ids if transcript.ids else self._texts.begin(ids), len(branch.segments))
+        room = self._context - len(transcript.ids)
+        if not transcript.ids:
+            session.machine.fail(call.id, "empty_prompt", "there is no text before this gen; append a prompt first")
+        elif room < 1:
+            text = f"the text before this gen has {len(transcript.ids)} tokens; the context holds {self._context}"
+            session.machine.fail(call.id, "context_length", f"{text} with at least one new token")
+        else:
+            messages = submits(call.params, transcript.ids, self._next, eos=self._eos, room=room, stream=session.stream)
+            self._next += len(messages)
+            session.samples[call.id] = [Sample(message, self._texts) for message in messages]
+            for sample in session.samples[call.id]:
+                self._under_way[sample.submit.id] = (session, call, sample)
+                self._to_engine(sample.submit)
+
+    def _select(self, session: Session, call: Call) -> None:
+        branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
+        pending = transcript.pending(branch)
+        encoded = [self._texts.encode([*pending, _literal(branch, text)]) for text in call.choices]
+        if not transcript.ids:
+            encoded = [self._texts.begin(ids) for ids in encoded]
+        if not transcript.ids and not pending:
+            session.machine.fail(call.id, "empty_prompt", "there is no text before this select; append a prompt first")
+            return
+        selection = Selection(call.choices, call.method, transcript.ids, encoded)
+        number = self._number()
+        self._under_way[number] = (session, call, selection)
+        self._to_engine(selection.score(number, self._texts.neutral))
+
+    def _gen_done(self, session: Session, call: Call) -> None:
+        samples = session.samples[call.id]
+        if any(sample.finished is None for sample in samples):
+            return
+        del session.samples[call.id]
+        first = samples[0]
+        assert first.finished is not None
+        kept = first.ids[: first.finished.kept]
+        table = self._texts.token_bytes
+        length = sum(len(table[i]) for i in kept)
+        rest = b"".join(table[i] for i in first.ids)[length : first.finished.length].decode("utf-8", "replace")
+        texts = tuple(sample.answer() for sample in samples)
+        session.machine.reply(call.id, Reply(texts, tuple(sample.meta() for sample in samples)))
+        branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
+        # a stop may end inside a token: what is left of that token is text like any other
+        tail = self._texts.encode([_literal(branch, rest)]) if rest else []
+        transcript.commit([*kept, *tail], len(branch.segments))
+
+    def _select_done(self, session: Session, call: Call, selection: Selection, event: wire.Scored) -> None:
+        index, meta = selection.decide(event, self._texts)
+        session.machine.reply(call.id, Reply((call.choices[index],), (meta,)))
+        branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
+        transcript.commit(selection.encoded[index], len(branch.segments))
+
+    def _fail(self, session: Session, call: Call, event: wire.Failed) -> None:
+        session.machine.fail(call.id, event.code, event.message)
+        others = [sample.submit.id for sample in session.samples.pop(call.id, []) if sample.submit.id != event.id]
+        for number in others:
+            if self._under_way.pop(number, None) is not None:
+                self._to_engine(wire.Cancel(number))
+
+    def _show(self, session: Session, call: Call, text: str) -> None:
+        if text:
+            self._emit(session.connection, protocol.Delta(session.program, call.branch, call.node, text))
+
+    def _stop(self, session: Session, calls: Sequence[int]) -> None:
+        stopped = set(calls)
+        for number, (owner, call, _) in list(self._under_way.items()):
+            if owner is session and call.id in stopped:
+                del self._under_way[number]
+                self._to_engine(wire.Cancel(number))
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+
+def _literal(branch: Branch, text: str) -> Segment:
+    return Segment(text, "literal", -1, branch.role is None)

@@ -1,0 +1,139 @@
+"""The mixture: which skill makes the next sample, and the held-out cases per skill.
+
+Knows: every skill module, the shares of the mixture, long samples.
+Must not know: tokenization or training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import NamedTuple
+
+from . import extract, judge, knowledge, lookup, react, sentiment, talk, tips, tooluse
+from .sample import FINISH, STOP, Piece, Sample, Split
+
+Maker = Callable[[Random, Split], Sample]
+
+
+def long_table(rng: Random, split: Split) -> Sample:
+    """A table of up to forty rows with many questions."""
+    return lookup.completion(rng, split, rng.randint(16, 40), rng.randint(6, 14))
+
+
+def long_few_shot(rng: Random, split: Split) -> Sample:
+    """Thirty to ninety questions in a row."""
+    return knowledge.few_shot(rng, split, rng.randint(25, 90))
+
+
+def long_chat(rng: Random, split: Split) -> Sample:
+    """Several chats in one context, so that late positions and changes of subject are met."""
+    pieces: list[Piece] = []
+    size = rng.randint(1500, 7000)
+    while sum(len(piece.text) for piece in pieces) < size:
+        maker = rng.choice((knowledge.chat, lookup.chat, lookup.chat, sentiment.chat, extract.chat, tips.chat, talk.memory))
+        part = list(maker(rng, split).pieces)
+        if pieces:
+            part[0] = Piece("\n" + part[0].text)
+        pieces += part
+    return Sample("long", tuple(pieces))
+
+
+# name -> (share of samples, maker)
+MIXTURE: dict[str, tuple[float, Maker]] = {
+    "facts": (14, knowledge.chat),
+    "few_shot": (6, knowledge.few_shot),
+    "lookup": (17, lookup.chat),
+    "lookup_few_shot": (6, lookup.completion),
+    "echo": (4, lookup.echo),
+    "sentiment": (6, sentiment.chat),
+    "sentiment_few_shot": (4, sentiment.completion),
+    "extract": (9, extract.chat),
+    "extract_few_shot": (2, extract.completion),
+    "react": (9, react.sample),
+    "tips": (6, tips.chat),
+    "tips_plain": (2, tips.completion),
+    "judge": (7, judge.chat),
+    "judge_summary": (1, judge.summary),
+    "tools": (9, tooluse.chat),
+    "small_talk": (2.5, talk.small_talk),
+    "choose": (2.5, talk.choose),
+    "tool_choice": (1, talk.tool_choice),
+    "plan": (1.5, talk.plan),
+    "memory": (2, talk.memory),
+    "long_table": (0.7, long_table),
+    "long_few_shot": (0.5, long_few_shot),
+    "long_chat": (0.8, long_chat),
+}
+
+
+def training_sample(seed: int, index: int) -> Sample:
+    """Sample number `index` of the corpus of `seed`; the same two numbers always give the same sample."""
+    rng = Random(f"sapling {seed} {index}")
+    (maker,) = rng.choices([maker for _, maker in MIXTURE.values()], [share for share, _ in MIXTURE.values()])
+    return maker(rng, "train")
+
+
+class Case(NamedTuple):
+    """A held-out question: the whole prompt, the text that training would show, and what must occur in the answer."""
+
+    skill: str
+    prompt: str
+    expected: str
+    keys: tuple[str, ...]
+
+    def accepts(self, answer: str) -> bool:
+        """Whether the answer has every key, as whole words and in order."""
+        pattern = ".*?".join(rf"(?<!\w){re.escape(key)}(?!\w)" for key in self.keys)
+        return re.search(pattern, answer, re.DOTALL) is not None
+
+    @property
+    def stop(self) -> str:
+        """What a program would stop at."""
+        body = self.expected.removesuffix(FINISH)
+        for mark in (STOP, "Observation:", "\n\n"):
+            if mark in body:
+                return mark
+        return "\n"
+
+
+# What the benchmark prints -> the mixture's makers it draws from.
+SKILLS: dict[str, tuple[str, ...]] = {
+    "facts, closed book, chat": ("facts",),
+    "facts, few-shot completion": ("few_shot",),
+    "facts, given in the prompt, chat": ("lookup",),
+    "facts, given in the prompt, few-shot": ("lookup_few_shot",),
+    "facts, long table (to 2,000 tokens)": ("long_table",),
+    "sentiment, chat": ("sentiment",),
+    "sentiment, few-shot completion": ("sentiment_few_shot",),
+    "extraction to JSON": ("extract", "extract_few_shot"),
+    "calculator (ReAct trace)": ("react",),
+    "tips and their expansion": ("tips", "tips_plain"),
+    "essay judge": ("judge", "judge_summary"),
+    "tool calls": ("tools",),
+    "small talk": ("small_talk",),
+    "choosing a category or tool": ("choose", "tool_choice"),
+    "memory over turns": ("memory",),
+    "plans": ("plan",),
+    "repeating": ("echo",),
+}
+
+
+def cases_of(sample: Sample, skill: str) -> Iterator[Case]:
+    """Every learned stretch of a held-out sample as a case, with the true text before it as its prompt."""
+    before = ""
+    for piece in sample.pieces:
+        if piece.learn and piece.keys:
+            yield Case(skill, before, piece.text, piece.keys)
+        before += piece.text
+
+
+def held_out(skill: str, count: int, seed: int = 7) -> list[Case]:
+    """`count` cases of a row of SKILLS, at most three from one sample."""
+    rng = Random(f"held {skill} {seed}")
+    found: list[Case] = []
+    while len(found) < count:
+        maker = MIXTURE[rng.choice(SKILLS[skill])][1]
+        cases = list(cases_of(maker(rng, "held"), skill))
+        found += rng.sample(cases, min(3, len(cases)))
+    return found[:count]

@@ -1,0 +1,325 @@
+"""Grows sapling: trains the tokenizer and the network on the generated corpus and writes a model directory.
+
+Knows: the order of the work, batches, the learning schedule, checkpoints, the files of a Hugging Face model.
+Must not know: what any skill looks like inside."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from .corpus import SKILLS, held_out, training_sample
+from .network import Muon, Network, Shape
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MARKUP = ("<tool_call>", "</tool_call>")
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what comes out. Tokens are counted with their padding."""
+
+    shape: Shape = Shape()
+    seed: int = 1
+    tokens: int = 31_000_000
+    pool: int = 2048  # samples that are sorted into batches together
+    micro: int = 4096  # tokens of one forward
+    batch: int = 8192  # tokens of one step
+    vocabulary_samples: int = 24_000
+    muon_lr: float = 0.006
+    adam_lr: float = 0.003
+    weight_decay: float = 0.05
+    warmup: float = 0.02
+    decay_from: float = 0.55
+
+
+QUICK = Recipe(
+    shape=Shape(vocab=600, layers=2, hidden=64, heads=2, kv_heads=2, ffn=128),
+    tokens=40_000,
+    pool=96,
+    micro=2048,
+    batch=4096,
+    vocabulary_samples=300,
+)
+
+
+def train_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Byte-level BPE: any text can be encoded, digits, line breaks and the space before a capital stand alone."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("\n"), "isolated"),
+            # A name must be the same tokens wherever it stands, or copying it would need both spellings learned.
+            pre_tokenizers.Split(Regex(" (?=[A-Z])"), "isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.shape.vocab - len(MARKUP),
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (training_sample(recipe.seed, -1 - i).text for i in range(recipe.vocabulary_samples))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in MARKUP])
+    return tokenizer
+
+
+class Encoded(NamedTuple):
+    """Token ids, and for each whether it is learned."""
+
+    ids: list[int]
+    learn: list[bool]
+
+
+class Batch(NamedTuple):
+    """ids [rows, length]; `at` are the flat positions that predict `targets`, both [n]."""
+
+    ids: torch.Tensor
+    at: torch.Tensor
+    targets: torch.Tensor
+
+
+def encode(tokenizer: Tokenizer, samples: list[list[tuple[str, bool]]], context: int) -> list[Encoded]:
+    """Each piece is encoded on its own, as a runtime does that appends literals to generated ids."""
+    pieces = tokenizer.encode_batch([text for sample in samples for text, _ in sample], add_special_tokens=False)
+    encodings = iter(pieces)
+    found = []
+    for sample in samples:
+        ids: list[int] = []
+        learn: list[bool] = []
+        for _, mark in sample:
+            part = next(encodings).ids
+            ids += part
+            learn += [mark] * len(part)
+        found.append(Encoded(ids[: context + 1], learn[: context + 1]))
+    return found
+
+
+def batches(encoded: list[Encoded], micro: int, rng: Random) -> list[Batch]:
+    """Batches of at most `micro` tokens, each of samples of like length, in random order."""
+    order = sorted(encoded, key=lambda e: len(e.ids))
+    groups: list[list[Encoded]] = [[]]
+    for sample in order:
+        length = -(-(len(sample.ids) - 1) // 16) * 16
+        if groups[-1] and length * (len(groups[-1]) + 1) > micro:
+            groups.append([])
+        groups[-1].append(sample)
+    found = []
+    for group in groups:
+        length = -(-max(len(e.ids) - 1 for e in group) // 16) * 16
+        ids = torch.zeros(len(group), length, dtype=torch.long)
+        at: list[int] = []
+        targets: list[int] = []
+        for row, sample in enumerate(group):
+            ids[row, : len(sample.ids) - 1] = torch.tensor(sample.ids[:-1])
+            learned = [i for i in range(1, len(sample.ids)) if sample.learn[i]]
+            at += [row * length + i - 1 for i in learned]
+            targets += [sample.ids[i] for i in learned]
+        if targets:
+            found.append(Batch(ids, torch.tensor(at), torch.tensor(targets)))
+    rng.shuffle(found)
+    return found
+
+
+def pool_batches(tokenizer: Tokenizer, recipe: Recipe, pool: int) -> list[Batch]:
+    """The batches of pool number `pool`; they depend on nothing else, so a run resumes at any pool."""
+    samples = [training_sample(recipe.seed, pool * recipe.pool + i) for i in range(recipe.pool)]
+    texts = [[(piece.text, piece.learn) for piece in sample.pieces] for sample in samples]
+    return batches(encode(tokenizer, texts, recipe.shape.context), recipe.micro, Random(f"{recipe.seed} {pool}"))
+
+
+def pace(recipe: Recipe, tokens: int) -> float:
+    """The learning rate's factor: a short warm-up, a plateau, a straight line down."""
+    done = tokens / recipe.tokens
+    if done < recipe.warmup:
+        return (done + 0.001) / (recipe.warmup + 0.001)
+    return max(0.02, min(1.0, (1 - done) / (1 - recipe.decay_from)))
+
+
+@torch.no_grad()
+def probe(net: Network, tokenizer: Tokenizer, cases: int) -> dict[str, float]:
+    """Per skill, the share of held-out answers whose every token is the most likely one."""
+    scores: dict[str, float] = {}
+    for skill in SKILLS:
+        texts = [[(case.prompt, False), (case.expected, True)] for case in held_out(skill, cases, seed=11)]
+        right = total = 0
+        for batch in batches(encode(tokenizer, texts, net.shape.context), 4096, Random(0)):
+            hidden = net.hidden_states(batch.ids).flatten(0, 1)[batch.at]
+            hit = (hidden @ net.embed.to(hidden.dtype).T).argmax(-1) == batch.targets
+            rows = batch.at // batch.ids.size(1)
+            missed = set(rows[~hit].tolist())
+            total += len(set(rows.tolist()))
+            right += len(set(rows.tolist()) - missed)
+        scores[skill] = right / total
+    return scores
+
+
+class Trainer:
+    """The network, its two optimizers, and how far they have come."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.tokenizer = recipe, tokenizer
+        self.net = Network(recipe.shape)
+        rows = {id(self.net.gate_up): recipe.shape.ffn}
+        stacks = [(p, rows.get(id(p), recipe.shape.hidden)) for p in self.net.matrices()]
+        self.muon = Muon(stacks, recipe.muon_lr, 0.95, recipe.weight_decay)
+        rest = [self.net.embed, self.net.norms]
+        self.adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.pool, self.tokens, self.seconds = 0, 0, 0.0
+
+    def save(self, path: Path) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("net", "muon", "adam")}
+        state = parts | {"pool": self.pool, "tokens": self.tokens, "seconds": self.seconds}
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        for name in ("net", "muon", "adam"):
+            getattr(self, name).load_state_dict(state[name])
+        self.pool, self.tokens, self.seconds = state["pool"], state["tokens"], state["seconds"]
+
+    def step(self, parts: list[Batch]) -> float:
+        """One update from several batches; each learned token weighs the same."""
+        factor = pace(self.recipe, self.tokens)
+        for group in self.muon.param_groups:
+            group["lr"] = self.recipe.muon_lr * factor
+        for group in self.adam.param_groups:
+            group["lr"] = self.recipe.adam_lr * factor
+        learned = sum(len(part.targets) for part in parts)
+        total = 0.0
+        for part in parts:
+            loss = self.net(part.ids, part.at, part.targets) * (len(part.targets) / learned)
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_([self.net.embed, self.net.norms], 1.0)
+        for optimizer in (self.muon, self.adam):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.tokens += sum(part.ids.numel() for part in parts)
+        return total
+
+    def run_pool(self) -> Iterator[float]:
+        """Train on the next pool, giving the loss of each step."""
+        waiting: list[Batch] = []
+        for batch in pool_batches(self.tokenizer, self.recipe, self.pool):
+            waiting.append(batch)
+            if sum(part.ids.numel() for part in waiting) >= self.recipe.batch * 0.9:
+                yield self.step(waiting)
+                waiting = []
+        if waiting:
+            yield self.step(waiting)
+        self.pool += 1
+
+
+def export(net: Network, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a directory that transformers, and any other Llama runtime, can load."""
+    out.mkdir(parents=True, exist_ok=True)
+    ids = {mark: tokenizer.token_to_id(mark) for mark in SPECIAL}
+    ends = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"], "bos_token_id": None}
+    save_file(net.hugging_face_state(), out / "model.safetensors", {"format": "pt"})
+    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    named: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": net.shape.context,
+        "clean_up_tokenization_spaces": False,
+        "additional_special_tokens": ["<|im_start|>"],
+        "chat_template": TEMPLATE.read_text("utf-8"),
+    }
+    files = {
+        "config.json": net.shape.config() | ends,
+        "generation_config.json": ends | {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "do_sample": False},
+        "special_tokens_map.json": named | {"additional_special_tokens": ["<|im_start|>"]},
+        "tokenizer_config.json": named | described,
+    }
+    for name, content in files.items():
+        (out / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def grow(recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every: int = 5, save_seconds: int = 240) -> None:
+    """The whole run, resumed from `work` where an earlier one stopped."""
+    console = Console()
+    work.mkdir(parents=True, exist_ok=True)
+    held, log = work / "tokenizer.json", work / "log.jsonl"
+    if not held.exists():
+        console.print("training the tokenizer")
+        train_tokenizer(recipe).save(str(held))
+    trainer = Trainer(recipe, Tokenizer.from_file(str(held)))
+    checkpoint = work / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    (work / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2))
+    size = sum(p.numel() for p in trainer.net.parameters())
+    console.print(f"{size:,} parameters, {trainer.tokens:,} of {recipe.tokens:,} tokens done, {torch.get_num_threads()} threads")
+    saved = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.1f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("growing", total=recipe.tokens, completed=trainer.tokens)
+        while trainer.tokens < recipe.tokens:
+            begun, before = time.monotonic(), trainer.tokens
+            losses = []
+            for loss in trainer.run_pool():
+                losses.append(loss)
+                progress.update(bar, completed=trainer.tokens, description=f"loss {loss:.3f}")
+            spent = time.monotonic() - begun
+            trainer.seconds += spent
+            done = trainer.tokens >= recipe.tokens
+            entry: dict[str, Any] = {
+                "pool": trainer.pool,
+                "tokens": trainer.tokens,
+                "seconds": round(trainer.seconds),
+                "rate": round((trainer.tokens - before) / spent),
+                "loss": round(sum(losses) / len(losses), 4),
+            }
+            if probe_cases and (trainer.pool % every == 0 or done):
+                entry["probe"] = {k: round(v, 2) for k, v in probe(trainer.net, trainer.tokenizer, probe_cases).items()}
+            with log.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(entry) + "\n")
+            if done or time.monotonic() - saved > save_seconds:
+                trainer.save(checkpoint)
+                saved = time.monotonic()
+    export(trainer.net, trainer.tokenizer, out)
+    console.print(f"wrote {out} after {trainer.seconds / 60:.0f} minutes of training")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
+    parser.add_argument("--work", type=Path, help="where tokenizer, checkpoint and log are kept (default: OUT/../sapling-work)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model in a few seconds, to see that everything runs")
+    parser.add_argument("--tokens", type=int, help="how many tokens to train on")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    recipe = QUICK if given.quick else Recipe()
+    if given.tokens:
+        recipe = Recipe(**{**{f: getattr(recipe, f) for f in recipe.__dataclass_fields__}, "tokens": given.tokens})
+    work = given.work or given.out.parent / f"{given.out.name}-work"
+    grow(recipe, given.out, work, probe_cases=0 if given.quick else 24)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Ids only: requests, ordering policies, stops, and the planner of every step."""

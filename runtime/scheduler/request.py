@@ -1,0 +1,138 @@
+"""What is known about one piece of work: its ids, how far they are computed, what it still wants.
+
+Knows: ids, leases, stops. Must not know: other requests, budgets, tensors.
+
+    known    0 ......... computed ............... goal ......... len(known)
+             | KV is there | this and later steps  | answer ids, one a step |
+    goal: where the prompt ended when the request was admitted (after a preemption that includes the answer so far);
+    what is computed below it is sealed when planned, what is above only when the request ends.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from branchwork.runtime.cache.prefix_cache import Lease
+from branchwork.runtime.scheduler.stops import StopMatcher
+from branchwork.runtime.wire import Finished, Score, Scored, Submit, TokenScore, Tokens, Usage
+
+Ids = array  # of C ints: four bytes each, as on the wire
+
+
+@dataclass(slots=True)
+class Spend:
+    """Counters behind wire.Usage."""
+
+    prompt: int
+    reused: int = 0
+    computed: int = 0
+    diverged: int = -1  # -1: never admitted
+    preempted: int = 0
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt, self.reused, self.computed, max(self.diverged, 0), self.preempted)
+
+
+class Answer:
+    """The growing answer of a Submit: its stops, and the tokens that were not sent yet."""
+
+    __slots__ = ("_scores", "_sent", "_unsent", "penalised", "prompt_scores", "stops", "submit")
+
+    def __init__(self, submit: Submit, token_bytes: list[bytes] | tuple[bytes, ...]) -> None:
+        shape = submit.shape
+        self.submit = submit
+        self.stops = StopMatcher(submit.stops, token_bytes)
+        self.prompt_scores: list[TokenScore] = []
+        self.penalised = (shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty) != (0.0, 0.0, 1.0)
+        self._unsent: list[int] = []
+        self._scores: list[TokenScore] = []
+        self._sent = 0
+
+    def take(self, token: int, score: TokenScore | None) -> None:
+        self._unsent.append(token)
+        if score is not None:
+            self._scores.append(score)
+
+    def news(self) -> Tokens | None:
+        """The tokens that may be sent by now, once."""
+        ready = self.stops.sendable - self._sent
+        if ready <= 0:
+            return None
+        ids, scores = tuple(self._unsent[:ready]), tuple(self._scores[:ready])
+        del self._unsent[:ready], self._scores[:ready]
+        self._sent += ready
+        return Tokens(self.submit.id, ids, scores)
+
+    def finished(self, reason: str, matched: bytes, length: int, kept: int, usage: Usage) -> Finished:
+        ids, scores = tuple(self._unsent), tuple(self._scores)
+        return Finished(
+            self.submit.id, ids, scores, reason, matched, length, kept, usage, tuple(self.prompt_scores)
+        )
+
+    def wanted_score(self, prompt: int) -> int:
+        """Index of the first prompt token whose log-probability is still wanted, `prompt` when none is."""
+        if self.submit.prompt_logprobs < 0:
+            return prompt
+        return min(max(1, self.submit.logprob_start) + len(self.prompt_scores), prompt)
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A Score request: the same options after one prefix, or after two (the second is the neutral one)."""
+
+    score: Score
+    options: list[Ids[int]]
+    spend: Spend
+    columns: list[list[tuple[TokenScore, ...]]] = field(default_factory=list)  # per prefix, filled when complete
+
+    def scored(self) -> Scored:
+        second = tuple(self.columns[1]) if len(self.columns) > 1 else ()
+        return Scored(self.score.id, tuple(self.columns[0]), second, self.spend.usage())
+
+
+@dataclass(slots=True, eq=False)
+class Options:
+    """The options still to be scored after one of a Group's prefixes. leases: of the rows under way, by option."""
+
+    group: Group
+    column: int
+    asked: int = 0
+    results: dict[int, tuple[TokenScore, ...]] = field(default_factory=dict)
+    leases: dict[int, Lease] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.results) == len(self.group.options)
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A prefix to compute, then either an answer to draw (`answer`) or options to score (`options`)."""
+
+    key: int  # order of arrival; a Score with a neutral prefix is two requests of one id
+    id: int
+    known: Ids[int]
+    prompt: int  # tokens of `known` that were given
+    priority: int
+    entered: int  # step at which it was first queued
+    spend: Spend
+    answer: Answer | None = None
+    options: Options | None = None
+    computed: int = 0
+    goal: int = 0
+    lease: Lease | None = None
+    hit: int = 0  # tokens the tree had when last looked (an estimate for ordering)
+    hold: tuple[int, int] | None = None  # (key, tokens): wait until that request has sealed so many tokens
+
+    @property
+    def reusable(self) -> int:
+        """Tokens of `known` whose logits nobody wants: the most that a lease may match."""
+        last = len(self.known) - 1
+        return last if self.answer is None else min(last, self.answer.wanted_score(self.prompt + 1) - 1)
+
+    def target(self, page_size: int) -> int:
+        """Tokens that have to be computed before something is drawn or scored."""
+        if self.options is None:
+            return len(self.known)
+        return (len(self.known) - 1) // page_size * page_size

@@ -1,0 +1,195 @@
+"""Every message between the gateway and an engine: ids and bytes, one msgpack frame each, in order.
+
+Knows: token ids, sampling numbers. Must not know: text, nodes, tensors.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Shape(msgspec.Struct, frozen=True, array_like=True):
+    """How a row's next token is drawn from its logits. `seed` is always set: draws depend on (seed, position) alone."""
+
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+class Stops(msgspec.Struct, frozen=True, array_like=True):
+    """When an answer ends. strings and regexes are matched on the answer's bytes, ids on its tokens."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    strings: tuple[bytes, ...] = ()
+    regexes: tuple[bytes, ...] = ()
+    ids: tuple[int, ...] = ()  # stop_token_ids and, unless ignore_eos, the model's EOS ids
+
+
+# --- gateway to engine
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Generate after `ids` (int32, little-endian, packed: the whole exact transcript)."""
+
+    id: int
+    ids: bytes
+    shape: Shape
+    stops: Stops
+    logprobs: int = -1  # -1 none, k >= 0: chosen token's and the top k of every new token
+    prompt_logprobs: int = -1  # the same for the prompt's tokens from index logprob_start on
+    logprob_start: int = 0
+    priority: int = 0  # higher first
+    stream: bool = False  # send Tokens as they come; otherwise everything is in Finished
+
+
+class Score(msgspec.Struct, frozen=True, tag="score"):
+    """Log-probabilities of each option's ids after the common `ids`; all options ride in one forward where they fit."""
+
+    id: int
+    ids: bytes  # common prefix, at least one token
+    options: tuple[bytes, ...]  # each at least one token, int32 packed
+    unconditional: bool = False  # also score every option after `neutral` alone
+    neutral: bytes = b""  # at least one token when unconditional
+    priority: int = 0
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    id: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """stats, flush_cache or check; answered by Answer with the same number."""
+
+    number: int
+    what: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """End the engine process."""
+
+
+ToEngine = Submit | Score | Cancel | Ask | Stop
+
+# --- engine to gateway
+
+
+class TopToken(msgspec.Struct, frozen=True, array_like=True):
+    id: int
+    logprob: float
+
+
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """One token's log-probability under the unshaped distribution, and the most likely alternatives."""
+
+    id: int
+    logprob: float
+    top: tuple[TopToken, ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """Token counts of one request. prompt = reused + computed for a request that was never preempted."""
+
+    prompt: int
+    reused: int  # prompt tokens whose KV was in the tree when the request started
+    computed: int  # tokens run through the model for this request, prompt and answer
+    diverged: int  # index of the first prompt token that was not in the tree (= prompt when all were)
+    preempted: int = 0
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """New tokens of request `id`, in order; scores has one entry a token when logprobs were asked for.
+
+    Tokens that may become part of a stop string are held back until they cannot.
+    """
+
+    id: int
+    ids: tuple[int, ...]
+    scores: tuple[TokenScore, ...] = ()
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """Request `id` ended. `ids`: last tokens not yet sent. reason: stop | eos | length | cancelled.
+
+    The answer is the first `length` bytes of all its tokens' bytes (stop text cut off); kept: how many of the tokens
+    stay in the transcript as they are (the first `kept` tokens end at or before byte `length`).
+    """
+
+    id: int
+    ids: tuple[int, ...]
+    scores: tuple[TokenScore, ...]
+    reason: str
+    matched: bytes  # the stop string, regex match or b""
+    length: int
+    kept: int
+    usage: Usage
+    prompt_scores: tuple[TokenScore, ...] = ()
+
+
+class Scored(msgspec.Struct, frozen=True, tag="scored"):
+    """Per option the log-probability of each of its tokens; unconditional: the same after `neutral` alone, when asked."""
+
+    id: int
+    options: tuple[tuple[TokenScore, ...], ...]
+    unconditional: tuple[tuple[TokenScore, ...], ...]
+    usage: Usage
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Request `id` cannot be served: code (context_length, queue_full, bad_request, engine_error), and the figure."""
+
+    id: int
+    code: str
+    message: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    pages: int
+    page_size: int
+    context: int
+    device: str
+    family: str
+    vocab: int
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    stage: str
+    fraction: float = 0.0
+
+
+class Broken(msgspec.Struct, frozen=True, tag="broken"):
+    """The engine could not start or cannot go on; it ends after this message."""
+
+    code: str
+    message: str
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    number: int
+    value: dict[str, float | int | str]
+
+
+FromEngine = Tokens | Finished | Scored | Failed | Ready | Loading | Broken | Answer
+Event = Tokens | Finished | Scored | Failed
+
+_ENCODER = msgspec.msgpack.Encoder()
+_TO_ENGINE: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])
+_FROM_ENGINE: msgspec.msgpack.Decoder[list[FromEngine]] = msgspec.msgpack.Decoder(list[FromEngine])
+
+
+def encode(messages: list[ToEngine] | list[FromEngine]) -> bytes:
+    """One frame for several messages: a step's events leave together."""
+    return _ENCODER.encode(messages)
+
+
+def decode_to_engine(frame: bytes) -> list[ToEngine]:
+    return _TO_ENGINE.decode(frame)
+
+
+def decode_from_engine(frame: bytes) -> list[FromEngine]:
+    return _FROM_ENGINE.decode(frame)

@@ -1,0 +1,51 @@
+"""Options are parsed strictly and resolved by one pure function."""
+
+from __future__ import annotations
+
+import pytest
+
+from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, parse, resolve
+
+LAPTOP = Hardware(device="cpu", cores=2, memory=8 * 2**30)
+SMALL = ModelSize(context=2048, page_bytes=6144, weight_bytes=10 * 2**20)
+
+
+def test_options_are_typed() -> None:
+    assert parse(["page_size=16", "memory=0.5", "policy=fcfs"]) == Config(page_size=16, memory=0.5, policy="fcfs")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("pagesize=16", "unknown runtime option"),
+        ("page_size", "name=value"),
+        ("page_size=big", "page_size"),
+        ("page_size=0", "at least 1"),
+        ("policy=random", "one of lpm, fcfs"),
+        ("dtype=int3", "one of auto"),
+    ],
+)
+def test_a_bad_option_is_named(option: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse([option])
+
+
+def test_everything_left_open_is_filled_in_with_a_note() -> None:
+    config, notes = resolve(Config(), LAPTOP, SMALL)
+    assert config.context == 2048 and config.threads == 2 and config.device == "cpu"
+    assert config.pages * SMALL.page_bytes <= LAPTOP.memory // 4
+    assert any("KV cache" in note for note in notes)
+
+
+def test_a_context_beyond_the_models_is_cut_and_said() -> None:
+    config, notes = resolve(Config(context=9999), LAPTOP, SMALL)
+    assert config.context == 2048 and any("9999" in note for note in notes)
+
+
+def test_pages_given_are_pages_taken() -> None:
+    assert resolve(Config(pages=77), LAPTOP, SMALL)[0].pages == 77
+
+
+def test_too_little_memory_is_an_error_with_the_figure() -> None:
+    with pytest.raises(ConfigError, match="6144 bytes a page"):
+        resolve(Config(pages=1), LAPTOP, SMALL)
