@@ -16,7 +16,8 @@ test: $(TESTED)
 check: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p branchwork
+	rm -rf build/check && $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/check .
+	cd build/check && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p branchwork
 	$(BIN)/python -m pytest tests/house
 
 bench: $(TESTED)

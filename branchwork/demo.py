@@ -16,7 +16,7 @@ import branchwork as bw
 
 
 @bw.function
-def tour(s: Any, country: str, review: str, tips: int = 3) -> None:
+def tour(s: Any, country: str, review: str, tips: int = 3) -> Any:
     """A chat about a country, a judged review, and a list of tips whose items are expanded side by side."""
     s += bw.user(f"What is the capital of {country}?")
     s += bw.assistant(bw.gen("capital", max_tokens=24, temperature=0))
@@ -32,7 +32,7 @@ def tour(s: Any, country: str, review: str, tips: int = 3) -> None:
     for number, branch in enumerate(forks, start=1):
         branch += bw.user(f"Now, expand tip {number} into a paragraph.")
         branch += bw.assistant(bw.gen("detail", max_tokens=96, temperature=0))
-    forks.join()
+    return forks
 
 
 def show(console: Console, model: str, options: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ def show(console: Console, model: str, options: Mapping[str, str]) -> None:
         stats = runtime.stats()
     console.print(
         f"runtime ready in {ready - begun:.1f} s, program ran in {done - ready:.2f} s; "
-        f"{stats['computed']} tokens computed, {stats['reused']} reused from the radix tree"
+        f"{stats['computed_tokens']} tokens computed, {stats['reused_tokens']} reused from the radix tree"
     )
 
 
@@ -59,8 +59,8 @@ def _reuse(state: Any) -> Table:
         table.add_column(title, justify="left" if title == "variable" else "right")
     for name in ("capital", "currency", "sentiment", "tips"):
         _row(table, name, state.meta(name))
-    for number, meta in enumerate(state.meta("detail"), start=1):
-        _row(table, f"detail (branch {number})", meta)
+    for number, branch in enumerate(state.ret_value, start=1):
+        _row(table, f"detail (branch {number})", branch.meta("detail"))
     return table
 
 

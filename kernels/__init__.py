@@ -19,6 +19,7 @@ __all__ = [
     "report",
     "rms_norm",
     "rope",
+    "rope_store_kv",
     "silu_mul",
     "store_kv",
 ]
@@ -66,6 +67,14 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
     """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] in place; slots int64 [T], slot = page * S + offset."""
     implementation("store_kv", k.device.type)(k, v, k_pool, v_pool, slots)
+
+
+def rope_store_kv(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor
+) -> Tensor:
+    """`rope` of q and k, then `store_kv` of the rotated k and of v, in one pass. Returns the rotated q [T, H, D]."""
+    out: Tensor = implementation("rope_store_kv", q.device.type)(q, k, v, cos, sin, k_pool, v_pool, slots)
+    return out
 
 
 def paged_attention(

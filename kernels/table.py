@@ -50,6 +50,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
     "linear": _row("linear", "linear"),
     "embedding": _row("embedding", "linear"),
     "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv")),
+    "rope_store_kv": _row("rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv")),
     "paged_attention": _row(
         "paged_attention",
         "attention",

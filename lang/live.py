@@ -103,7 +103,13 @@ class LiveProgram:
                 self.machine.objects.update({first + index: value for index, value in (objects or {}).items()})
                 self.machine.feed(branch, laid)
                 self._changed()
-            self._session.lay(branch, laid)
+            try:
+                self._session.lay(branch, laid)
+            except BaseException as error:
+                with self.changed:  # it never left: a reader must not wait for it
+                    self.machine.fail_node(branch, first, "not_sent", f"{type(error).__name__}: {error}")
+                    self._changed()
+                raise
         return [item.id for item in laid]
 
     def cancel(self, branch: int | None = None) -> None:

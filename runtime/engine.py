@@ -138,13 +138,12 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
     scheduler = Scheduler(
         PrefixCache(config.pages, config.page_size),
+        token_bytes(directory),
         budget=config.budget,
         max_running=config.max_running,
         context=config.context,
         queue_limit=config.queue_limit,
         policy=config.policy,
-        vocab=spec.vocab,
-        token_bytes=token_bytes(directory),
     )
     ready = wire.Ready(
         pages=config.pages,

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging as transformers_logging
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()
 
@@ -55,7 +55,10 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaConfig",
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}},
     ),
-    "llama-rope-dynamic": ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}}),
+    "llama-rope-dynamic": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}},
+    ),
     "llama-rope-yarn": ("LlamaConfig", {"rope_parameters": _YARN}),
     "llama-sharded": ("LlamaConfig", {}),
     "mistral": ("MistralConfig", {"sliding_window": 8}),
@@ -115,7 +118,7 @@ def write_tokenizer(directory: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog, then the other one there"] * 4, trainer)
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog, then another one there"] * 4, trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ bos_token }}{{ messages[0]['content'] }}"}
     (directory / "tokenizer_config.json").write_text(json.dumps(names))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from branchwork.kernels.reference import kv as reference
+from branchwork.kernels.reference.rope import rope
 
 
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
@@ -17,3 +18,12 @@ def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor
         return
     k_pool.squeeze(2).index_copy_(0, slots, k)
     v_pool.squeeze(2).index_copy_(0, slots, v)
+
+
+def rope_store_kv(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor
+) -> Tensor:
+    """`rope`, then `store_kv` of the rotated k and of v. Returns the rotated q."""
+    q, k = rope(q, k, cos, sin)
+    store_kv(k, v, k_pool, v_pool, slots)
+    return q

@@ -35,6 +35,11 @@ typedef struct {
     int32_t failed;
 } Attention;
 
+typedef struct { /* where the prefetching of a block's rows stands */
+    const char *const *rows;
+    int row, line, bytes;
+} Ahead;
+
 typedef struct {
     const void *q, *k, *v;
     const float *cos, *sin; /* [T, D/2] contiguous */

@@ -27,8 +27,18 @@ INLINE void NAME(locate)(Attention *a, const int32_t *table, int head, int b, in
     }
 }
 
+/* Prefetch the next `count` cache lines of a block's rows, in the order they lie in memory; scattered over the arithmetic,
+ * since in one burst they would wait for each other. */
+INLINE void NAME(fetch)(Ahead *a, int count) {
+    for (int i = 0; i < count && a->row < BLOCK; i++) {
+        __builtin_prefetch(a->rows[a->row] + a->line);
+        a->line += 64;
+        if (a->line >= a->bytes) a->line = 0, a->row++;
+    }
+}
+
 /* kt[d * BLOCK + t] = K of token t: tokens become lanes. A bfloat16 row is moved as pairs. */
-INLINE void NAME(turn_keys)(const char *const *k, const char *const *next, int from, int to, int dim, float *kt, int bf16) {
+INLINE void NAME(turn_keys)(const char *const *k, int from, int to, int dim, float *kt, int bf16) {
     const int words = bf16 ? dim / 2 : dim;
     for (int group = from / VW * VW; group < to; group += VW)
         for (int word = 0; word < words; word += VW) {
@@ -39,7 +49,6 @@ INLINE void NAME(turn_keys)(const char *const *k, const char *const *next, int f
                 memset(r, 0, sizeof r);
                 for (int t = 0; t < VW; t++) memcpy(&r[t], k[group + t] + word * 4, (words - word) * 4);
             }
-            for (int t = 0; t < VW; t++) __builtin_prefetch(next[group + t] + word * 4);
             NAME(transpose)(r);
             const int count = MIN(VW, words - word);
             float *at = kt + (bf16 ? 2 : 1) * word * BLOCK + group;
@@ -57,12 +66,15 @@ INLINE void NAME(turn_keys)(const char *const *k, const char *const *next, int f
         }
 }
 
-/* s[u][t] for `count` query vectors: qt is [dim][tile], kt is [dim][BLOCK]. */
-INLINE void NAME(score)(const float *qt, int tile, const float *kt, int dim, float *s, const int count) {
+/* s[u][t] for `count` query vectors: qt is [dim][tile], kt is [dim][BLOCK]. Meanwhile the next block's K rows are
+ * fetched, a cache line or two per step. */
+INLINE void NAME(score)(const float *qt, int tile, const float *kt, int dim, float *s, Ahead *next, const int count,
+                        const int bf16) {
     for (int t = 0; t < BLOCK; t += 2 * VW) {
         vf x[8], y[8];
         for (int u = 0; u < count; u++) x[u] = y[u] = (vf){0};
         for (int d = 0; d < dim; d++) {
+            if (next) NAME(fetch)(next, bf16 ? 1 : 2);
             vf k0 = *(const vf *)(kt + d * BLOCK + t), k1 = *(const vf *)(kt + d * BLOCK + t + VW);
             for (int u = 0; u < count; u++) {
                 float q = qt[d * tile + u];
@@ -102,19 +114,20 @@ INLINE void NAME(soften)(float *s, int from, int to, float *max, vf *sum, float 
     }
 }
 
-/* acc[u][d] += s[u][t] * V[t][d] for `count` query vectors and `wide` vectors of dims from d on. */
-INLINE void NAME(gather)(const float *s, const char *const *v, const char *const *next, int from, int to, int d, int padded,
-                         float *acc, const int count, const int wide, const int bf16) {
+/* acc[u][d] += s[u][t] * V[t][d] for `count` query vectors and `wide` vectors of dims from d on (2 for bfloat16, whose
+ * accumulators keep the order of load2 until the end). */
+INLINE void NAME(gather)(const float *s, const char *const *v, Ahead *next, int from, int to, int d, int padded, float *acc,
+                         const int count, const int wide, const int bf16) {
     vf o[8][2];
     for (int u = 0; u < count; u++)
         for (int i = 0; i < wide; i++) o[u][i] = *(vf *)(acc + u * padded + d + i * VW);
     for (int t = from; t < to; t++) {
         vf x[2];
-        for (int i = 0; i < wide; i++) x[i] = NAME(load)(v[t], d + i * VW, bf16);
-        if (next) {
-            __builtin_prefetch(next[t] + d * (bf16 ? 2 : 4));
-            if (VW * wide * (bf16 ? 2 : 4) > 64) __builtin_prefetch(next[t] + d * (bf16 ? 2 : 4) + 64);
-        }
+        if (wide == 2)
+            NAME(load2)(v[t], d, x, x + 1, bf16);
+        else
+            x[0] = NAME(load)(v[t], d, bf16);
+        if (next) NAME(fetch)(next, bf16 ? 1 : 2);
         for (int u = 0; u < count; u++)
             for (int i = 0; i < wide; i++) o[u][i] += s[u * BLOCK + t] * x[i];
     }
@@ -122,11 +135,41 @@ INLINE void NAME(gather)(const float *s, const char *const *v, const char *const
         for (int i = 0; i < wide; i++) *(vf *)(acc + u * padded + d + i * VW) = o[u][i];
 }
 
-INLINE void NAME(gather_all)(const float *s, const char *const *v, const char *const *next, int from, int to, int padded,
-                             float *acc, const int count, const int bf16) {
+INLINE void NAME(gather_all)(const float *s, const char *const *v, Ahead *next, int from, int to, int padded, float *acc,
+                             const int count, const int bf16) {
     int d = 0;
     for (; d + 2 * VW <= padded; d += 2 * VW) NAME(gather)(s, v, next, from, to, d, padded, acc, count, 2, bf16);
-    if (d < padded) NAME(gather)(s, v, next, from, to, d, padded, acc, count, 1, bf16);
+    if (!bf16 && d < padded) NAME(gather)(s, v, next, from, to, d, padded, acc, count, 1, 0);
+}
+
+/* One row of V as `padded` floats in the order of the accumulators; the tail beyond D is zero already. */
+INLINE void NAME(copy_row)(const char *v, int dim, float *out, const int bf16) {
+    int d = 0;
+    vf a, b;
+    for (; d + 2 * VW <= dim; d += 2 * VW) {
+        NAME(load2)(v, d, &a, &b, bf16);
+        NAME(store2)(out, d, a, b, 0);
+    }
+    if (bf16 && d < dim) {
+        uint16_t tail[2 * VW] = {0};
+        memcpy(tail, v + 2 * d, 2 * (dim - d));
+        NAME(load2)(tail, 0, &a, &b, 1);
+        NAME(store2)(out, d, a, b, 0);
+    }
+    if (!bf16) memcpy(out + d, v + 4 * d, 4 * (dim - d));
+}
+
+INLINE void NAME(write_row)(const float *acc, float factor, int dim, void *out, const int bf16) {
+    int d = 0;
+    for (; d + 2 * VW <= dim; d += 2 * VW)
+        NAME(store2)(out, d, *(const vf *)(acc + d) * factor, *(const vf *)(acc + d + VW) * factor, bf16);
+    if (bf16 && d < dim) {
+        uint16_t tail[2 * VW];
+        NAME(store2)(tail, 0, *(const vf *)(acc + d) * factor, *(const vf *)(acc + d + VW) * factor, 1);
+        memcpy((uint16_t *)out + d, tail, 2 * (dim - d));
+    }
+    if (!bf16)
+        for (; d < dim; d++) ((float *)out)[d] = acc[d] * factor;
 }
 
 #if VW == 16 || defined(__aarch64__)
@@ -144,7 +187,8 @@ INLINE void NAME(gather_all)(const float *s, const char *const *v, const char *c
     } while (0)
 
 INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, const int bf16) {
-    const int D = a->dim, group = a->heads / a->kv_heads, padded = (D + VW - 1) / VW * VW;
+    const int D = a->dim, group = a->heads / a->kv_heads, lanes = bf16 ? 2 * VW : VW,
+              padded = (D + lanes - 1) / lanes * lanes;
     const size_t element = bf16 ? 2 : 4;
     const int base = a->len[row] - (a->cu[row + 1] - a->cu[row]);
     const int start = base + first / group, end = base + (first + count - 1) / group + 1;
@@ -173,9 +217,9 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
     for (int b = begin / BLOCK, now = 0; b <= last; b++, now ^= 1) {
         const int origin = b * BLOCK, from = MAX(begin - origin, 0), to = MIN(end - origin, BLOCK);
         if (b < last) NAME(locate)(a, table, head, b + 1, begin, end, element, (char *)zeros, k[!now], v[!now]);
-        const char *const *ahead = b < last ? k[!now] : k[now];
-        NAME(turn_keys)(k[now], ahead, from, to, D, kt, bf16);
-#define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, n)
+        Ahead keys = {k[!now], 0, 0, D * element}, next_values = {v[!now], 0, 0, D * element};
+        NAME(turn_keys)(k[now], from, to, D, kt, bf16);
+#define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, b < last && u == 0 ? &keys : NULL, n, bf16)
         IN_GROUPS(SCORE);
 #undef SCORE
         for (int u = 0; u < count; u++) {
@@ -183,30 +227,24 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
             int lane = MAX(from, MIN(low - origin, BLOCK)), limit = MAX(0, MIN(to, at + 1 - origin));
             NAME(soften)(s + u * BLOCK, lane, limit, max + u, (vf *)(sums + u * VW), acc + u * padded, padded);
         }
-        const char *const *later = b < last ? (const char *const *)v[!now] : NULL;
         if (copy) {
             for (int t = from; t < to; t++) {
-                if (later) for (size_t i = 0; i < D * element; i += 64) __builtin_prefetch(later[t] + i);
-                int d = 0;
-                for (; d + VW <= D; d += VW) *(vf *)(values + t * padded + d) = NAME(load)(v[now][t], d, bf16);
-                for (; d < D; d++) values[t * padded + d] = NAME(load1)(v[now][t], d, bf16);
+                if (b < last) NAME(fetch)(&next_values, (int)(D * element + 63) / 64);
+                NAME(copy_row)(v[now][t], D, values + t * padded, bf16);
             }
 #define GATHER(n) NAME(gather_all)(s + u * BLOCK, copied, NULL, from, to, padded, acc + u * padded, n, 0)
             IN_GROUPS(GATHER);
 #undef GATHER
         } else {
-#define GATHER(n) NAME(gather_all)(s + u * BLOCK, v[now], u == 0 ? later : NULL, from, to, padded, acc + u * padded, n, bf16)
+#define GATHER(n) NAME(gather_all)(s + u * BLOCK, v[now], b < last && u == 0 ? &next_values : NULL, from, to, padded, acc + u * padded, n, bf16)
             IN_GROUPS(GATHER);
 #undef GATHER
         }
     }
     for (int u = 0; u < count; u++) {
         int token = a->cu[row] + (first + u) / group, query = head * group + (first + u) % group;
-        float inverse = 1.0f / NAME(sum)(*(vf *)(sums + u * VW));
         char *out = (char *)a->out + ((int64_t)token * a->heads + query) * D * element;
-        int d = 0;
-        for (; d + VW <= D; d += VW) NAME(store)(out, d, *(vf *)(acc + u * padded + d) * inverse, bf16);
-        for (; d < D; d++) NAME(store1)(out, d, acc[u * padded + d] * inverse, bf16);
+        NAME(write_row)(acc + u * padded, 1.0f / NAME(sum)(*(vf *)(sums + u * VW)), D, out, bf16);
     }
     return 0;
 }

@@ -4,25 +4,33 @@
 INLINE void NAME(rms_row)(const void *x, const void *residual, const void *weight, void *out, void *sum, int64_t width,
                           float eps, const int bf16) {
     const void *source = x;
-    vf squares = {0};
+    vf a, b, c, d, squares0 = {0}, squares1 = {0};
     float rest = 0;
     int64_t i = 0;
     if (residual) {
-        for (; i + VW <= width; i += VW) NAME(store)(sum, i, NAME(load)(x, i, bf16) + NAME(load)(residual, i, bf16), bf16);
+        for (; i + 2 * VW <= width; i += 2 * VW) {
+            NAME(load2)(x, i, &a, &b, bf16);
+            NAME(load2)(residual, i, &c, &d, bf16);
+            NAME(store2)(sum, i, a + c, b + d, bf16);
+        }
         for (; i < width; i++) NAME(store1)(sum, i, NAME(load1)(x, i, bf16) + NAME(load1)(residual, i, bf16), bf16);
         source = sum;
     }
-    for (i = 0; i + VW <= width; i += VW) {
-        vf value = NAME(load)(source, i, bf16);
-        squares += value * value;
+    for (i = 0; i + 2 * VW <= width; i += 2 * VW) {
+        NAME(load2)(source, i, &a, &b, bf16);
+        squares0 += a * a;
+        squares1 += b * b;
     }
     for (; i < width; i++) {
         float value = NAME(load1)(source, i, bf16);
         rest += value * value;
     }
-    float factor = 1.0f / sqrtf((NAME(sum)(squares) + rest) / (float)width + eps);
-    for (i = 0; i + VW <= width; i += VW)
-        NAME(store)(out, i, NAME(load)(source, i, bf16) * factor * NAME(load)(weight, i, bf16), bf16);
+    float factor = 1.0f / sqrtf((NAME(sum)(squares0 + squares1) + rest) / (float)width + eps);
+    for (i = 0; i + 2 * VW <= width; i += 2 * VW) {
+        NAME(load2)(source, i, &a, &b, bf16);
+        NAME(load2)(weight, i, &c, &d, bf16);
+        NAME(store2)(out, i, a * factor * c, b * factor * d, bf16);
+    }
     for (; i < width; i++)
         NAME(store1)(out, i, NAME(load1)(source, i, bf16) * factor * NAME(load1)(weight, i, bf16), bf16);
 }
@@ -48,9 +56,13 @@ static int NAME(rms_norm)(const void *x, const void *residual, const void *weigh
 
 INLINE void NAME(silu_row)(const void *gate, const void *up, void *out, int64_t width, const int bf16) {
     int64_t i = 0;
-    for (; i + VW <= width; i += VW) {
-        vf g = NAME(load)(gate, i, bf16);
-        NAME(store)(out, i, g / (1.0f + NAME(exp2)(g * -1.44269504088896341f)) * NAME(load)(up, i, bf16), bf16);
+    for (; i + 2 * VW <= width; i += 2 * VW) {
+        vf a, b, c, d;
+        NAME(load2)(gate, i, &a, &b, bf16);
+        NAME(load2)(up, i, &c, &d, bf16);
+        a = a / (1.0f + NAME(exp2)(a * -1.44269504088896341f)) * c;
+        b = b / (1.0f + NAME(exp2)(b * -1.44269504088896341f)) * d;
+        NAME(store2)(out, i, a, b, bf16);
     }
     for (; i < width; i++) {
         float g = NAME(load1)(gate, i, bf16);

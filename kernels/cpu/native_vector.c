@@ -37,15 +37,37 @@ INLINE vf NAME(load)(const void *p, int64_t i, int bf16) {
     return (vf)(__builtin_convertvector(*(const vh *)((const uint16_t *)p + i), vu) << 16);
 }
 
-/* bfloat16 rounds to nearest even. */
+/* A float's bits with the upper half rounded to nearest even, which is its bfloat16. */
+INLINE vu NAME(rounded)(vf x) { return (vu)x + 0x7fff + (((vu)x >> 16) & 1); }
+
 INLINE void NAME(store)(void *p, int64_t i, vf x, int bf16) {
     if (!bf16) {
         *(vf *)((float *)p + i) = x;
         return;
     }
-    vu u = (vu)x;
-    u = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    *(vh *)((uint16_t *)p + i) = __builtin_convertvector(u, vh);
+    *(vh *)((uint16_t *)p + i) = __builtin_convertvector(NAME(rounded)(x) >> 16, vh);
+}
+
+/* Elements i .. i + 2 VW - 1. Of bfloat16s `a` gets the even and `b` the odd ones: no lane has to move. */
+INLINE void NAME(load2)(const void *p, int64_t i, vf *a, vf *b, int bf16) {
+    if (bf16) {
+        vu words = *(const vu *)((const uint16_t *)p + i);
+        *a = (vf)(words << 16);
+        *b = (vf)(words & 0xffff0000u);
+    } else {
+        *a = *(const vf *)((const float *)p + i);
+        *b = *(const vf *)((const float *)p + i + VW);
+    }
+}
+
+/* The inverse of load2. */
+INLINE void NAME(store2)(void *p, int64_t i, vf a, vf b, int bf16) {
+    if (bf16) {
+        *(vu *)((uint16_t *)p + i) = NAME(rounded)(a) >> 16 | (NAME(rounded)(b) & 0xffff0000u);
+    } else {
+        *(vf *)((float *)p + i) = a;
+        *(vf *)((float *)p + i + VW) = b;
+    }
 }
 
 INLINE float NAME(load1)(const void *p, int64_t i, int bf16) {

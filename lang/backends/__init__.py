@@ -1,0 +1,1 @@
+"""One backend a file; each may use at most one client library."""

@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,7 +20,8 @@ import zmq.auth
 import zmq.auth.asyncio
 
 from branchwork.lang import protocol
-from branchwork.lang.protocol import GatewayMessage, Laid, ModelInfo
+from branchwork.lang.ir import Laid
+from branchwork.lang.protocol import GatewayMessage, ModelInfo
 from branchwork.runtime.config import ConfigError
 
 PULSE = 0.5  # seconds between two signs of life to each client; a client that cannot be reached is dropped
@@ -212,13 +213,13 @@ class Server:
             self._programs.drop(connection)
 
     def _send(self, connection: bytes, message: GatewayMessage) -> None:
-        sending = self._socket.send_multipart([connection, protocol.encode(message)])
+        sending = asyncio.ensure_future(self._socket.send_multipart([connection, protocol.encode(message)]))
         if sending.done():
             self._sent(connection, sending)
         else:
             sending.add_done_callback(lambda done: self._sent(connection, done))
 
-    def _sent(self, connection: bytes, done: asyncio.Future[object]) -> None:
+    def _sent(self, connection: bytes, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(done.exception(), zmq.ZMQError) and connection in self._greeted:
             self._forget(connection)  # EHOSTUNREACH: the client has gone
 

@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -154,9 +155,10 @@ class Supervisor:
     async def _receive(self) -> list[wire.FromEngine] | None:
         """The next list of messages, or None when the engine has ended and everything it sent is read."""
         assert self._socket is not None and self._ended is not None
-        receiving = self._socket.recv()
+        receiving: asyncio.Future[bytes] = asyncio.ensure_future(self._socket.recv())  # it is one already
         if not receiving.done():
-            await asyncio.wait({receiving, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {receiving, self._ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not receiving.done():
             await asyncio.wait({receiving}, timeout=0.2)
         if receiving.done():

@@ -83,21 +83,25 @@ def _download(name: str, progress: Progress | None, offline: bool) -> Path:
 
 
 def _reporting(progress: Progress) -> Any:
-    """A tqdm class for huggingface_hub that draws nothing and reports the bytes' fraction."""
-    from huggingface_hub.utils.tqdm import tqdm
+    """A tqdm class for huggingface_hub that draws nothing and reports how much of all bytes has come.
 
-    class Reporting(tqdm):
+    The hub counts bytes on several bars (network, disk), whose totals grow while it learns of more files.
+    """
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    counting: list[Any] = []
+
+    class Reporting(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._counts = kwargs.get("unit") == "B"
-            kwargs.pop("name", None)
-            super().__init__(  # type: ignore[no-untyped-call]
-                *args, **{**kwargs, "disable": False, "file": _Nowhere()}
-            )
+            super().__init__(*args, **{**kwargs, "file": _Nowhere()})
+            if kwargs.get("unit") == "B":
+                counting.append(self)
 
         def update(self, n: float | None = 1) -> Any:
             moved = super().update(n)
-            if self._counts and self.total:
-                progress(min(self.n / self.total, 1.0))
+            total = sum(bar.total or 0 for bar in counting)
+            if total:
+                progress(min(sum(bar.n for bar in counting) / total, 1.0))
             return moved
 
     return Reporting

@@ -43,8 +43,7 @@ class Attention:
         q, k, v = fused[:, :heads], fused[:, heads : heads + kv_heads], fused[:, heads + kv_heads :]
         if self.norms is not None:
             q, k = kernels.rms_norm(q, self.norms[0], self.eps), kernels.rms_norm(k, self.norms[1], self.eps)
-        q, k = kernels.rope(q, k, *angles)
-        kernels.store_kv(k, v, k_pool, v_pool, step.slots)
+        q = kernels.rope_store_kv(q, k, v, *angles, k_pool, v_pool, step.slots)
         mixed = kernels.paged_attention(
             q, k_pool, v_pool, step.page_table, step.cu_rows, step.kv_len, self.scale, self.window
         )

@@ -14,9 +14,10 @@ from torch import Tensor
 class Step:
     """T tokens in R rows; L places whose logits are wanted. All on the model's device.
 
-    ids int64 [T]; positions int64 [T]; cu_rows int32 [R + 1]: row r owns tokens cu_rows[r] .. cu_rows[r + 1] - 1;
-    kv_len int32 [R]: positions of the row once this step's KV is written; page_table int32 [R, maxpages], not read past a
-    row's own pages; slots int64 [T]: where each token's KV goes, page * page size + offset;
+    ids, positions int64 [T]; cu_rows int32 [R + 1]: row r owns tokens cu_rows[r] .. cu_rows[r + 1] - 1.
+    kv_len int32 [R]: positions of the row once this step's KV is written.
+    page_table int32 [R, maxpages]: page of positions p // page size; not read past a row's own pages.
+    slots int64 [T]: where each token's KV goes, page * page size + offset.
     logits_index int64 [L]: tokens whose logits are wanted, in any order, repeats allowed.
     """
 

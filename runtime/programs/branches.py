@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from branchwork.lang.machine import Branch, Segment
+from branchwork.lang.transcript import Branch, Segment
 
 
 class Transcript:

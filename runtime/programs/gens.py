@@ -35,7 +35,7 @@ class Texts(Protocol):
 class Sample:
     """One of a gen's n samples: what the engine has said of it so far."""
 
-    __slots__ = ("_decoder", "_shown", "_texts", "finished", "ids", "scores", "submit")
+    __slots__ = ("_decoder", "_shown", "_text_so_far", "_texts", "finished", "ids", "scores", "submit")
 
     def __init__(self, submit: wire.Submit, texts: Texts) -> None:
         self.submit = submit

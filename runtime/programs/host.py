@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from branchwork.lang import machine, protocol
 from branchwork.lang.ir import Fork, Laid
-from branchwork.lang.machine import Branch, Call, Reply, Segment
+from branchwork.lang.machine import Call, Reply
 from branchwork.lang.protocol import ChatFrames
+from branchwork.lang.transcript import Branch, NodeFailed, Segment
 from branchwork.runtime import wire
 from branchwork.runtime.programs.branches import Transcript
 from branchwork.runtime.programs.gens import Sample, Texts, submits
@@ -160,7 +161,7 @@ class Host:
             for output in outputs:
                 if isinstance(output, Call):
                     self._call(session, output)
-                elif isinstance(output, machine.NodeFailed):
+                elif isinstance(output, NodeFailed):
                     if output.code != "branch_failed":  # the client's own machine draws these consequences
                         failed = protocol.Failed(
                             session.program, output.branch, output.node, output.code, output.message

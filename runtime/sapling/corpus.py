@@ -18,7 +18,7 @@ Maker = Callable[[Random, Split], Sample]
 
 def long_table(rng: Random, split: Split) -> Sample:
     """A table of up to forty rows with many questions."""
-    return lookup.completion(rng, split, rng.randint(16, 40), rng.randint(6, 14))
+    return lookup.completion(rng, split, rng.randint(16, 40), rng.randint(12, 24))
 
 
 def long_few_shot(rng: Random, split: Split) -> Sample:
@@ -31,7 +31,9 @@ def long_chat(rng: Random, split: Split) -> Sample:
     pieces: list[Piece] = []
     size = rng.randint(1500, 7000)
     while sum(len(piece.text) for piece in pieces) < size:
-        maker = rng.choice((knowledge.chat, lookup.chat, lookup.chat, sentiment.chat, extract.chat, tips.chat, talk.memory))
+        maker = rng.choice(
+            (knowledge.chat, lookup.chat, lookup.chat, sentiment.chat, extract.chat, tips.chat, talk.memory)
+        )
         part = list(maker(rng, split).pieces)
         if pieces:
             part[0] = Piece("\n" + part[0].text)

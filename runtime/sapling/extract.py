@@ -9,7 +9,7 @@ import json
 from random import Random
 
 from .lookup import COLORS, GOODS, JOBS
-from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, article, city, invent, number, person, system
+from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, article, city, invent, number, person, system, words
 
 # Each clause states one field of a person; {x} is the subject.
 CLAUSES: dict[str, Phrases] = {
@@ -31,17 +31,15 @@ CLAUSES: dict[str, Phrases] = {
     "hobby": Phrases(
         ("likes {v}", "enjoys {v}", "spends weekends {v}", "loves {v}"), ("is fond of {v}", "really likes {v}")
     ),
-    "email": Phrases(
-        ("can be reached at {v}", "uses the email {v}", "has the address {v}"), ("answers mail at {v}",)
-    ),
+    "email": Phrases(("can be reached at {v}", "uses the email {v}", "has the address {v}"), ("answers mail at {v}",)),
     "favorite_color": Phrases(
         ("likes the color {v}", "wears only {v}", "has {v} as a favorite color"), ("loves the color {v}",)
     ),
 }
-HOBBIES = (
+HOBBIES = words(
     "swimming reading cooking painting running singing dancing fishing hiking sailing skating chess tennis football "
     "gardening drawing climbing cycling baking knitting"
-).split()
+)
 # A sentence about a thing: fields in a fixed set, all in one template.
 THINGS: list[tuple[tuple[str, ...], Phrases]] = [
     (
@@ -53,7 +51,10 @@ THINGS: list[tuple[tuple[str, ...], Phrases]] = [
                 "I bought a {product} at {store} for {price} dollars.",
                 "At {store} you pay {price} dollars for a {product}.",
             ),
-            ("You can buy a {product} for {price} dollars at {store}.", "{store} asks {price} dollars for the {product}."),
+            (
+                "You can buy a {product} for {price} dollars at {store}.",
+                "{store} asks {price} dollars for the {product}.",
+            ),
         ),
     ),
     (
@@ -140,7 +141,9 @@ def person_text(rng: Random, split: Split) -> tuple[str, dict[str, str | int]]:
             case "hobby":
                 record[field] = rng.choice(HOBBIES)
             case "email":
-                record[field] = f"{name.split()[0].lower()}{rng.choice(('', '.', '_'))}{number(rng, 2)}@{invent(rng, split).lower()}.com"
+                record[field] = (
+                    f"{name.split()[0].lower()}{rng.choice(('', '.', '_'))}{number(rng, 2)}@{invent(rng, split).lower()}.com"
+                )
             case _:
                 record[field] = rng.choice(COLORS)
         clauses.append(CLAUSES[field].pick(rng, split).format(v=shown or record[field]))

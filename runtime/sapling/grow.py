@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -36,12 +36,12 @@ TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 class Recipe:
     """Everything that decides what comes out. Tokens are counted with their padding."""
 
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
     seed: int = 1
-    tokens: int = 31_000_000
+    tokens: int = 18_000_000
     pool: int = 2048  # samples that are sorted into batches together
     micro: int = 4096  # tokens of one forward
-    batch: int = 8192  # tokens of one step
+    batch: int = 4096  # tokens of one step
     vocabulary_samples: int = 24_000
     muon_lr: float = 0.006
     adam_lr: float = 0.003
@@ -55,7 +55,7 @@ QUICK = Recipe(
     tokens=40_000,
     pool=96,
     micro=2048,
-    batch=4096,
+    batch=2048,
     vocabulary_samples=300,
 )
 
@@ -165,8 +165,7 @@ def probe(net: Network, tokenizer: Tokenizer, cases: int) -> dict[str, float]:
         texts = [[(case.prompt, False), (case.expected, True)] for case in held_out(skill, cases, seed=11)]
         right = total = 0
         for batch in batches(encode(tokenizer, texts, net.shape.context), 4096, Random(0)):
-            hidden = net.hidden_states(batch.ids).flatten(0, 1)[batch.at]
-            hit = (hidden @ net.embed.to(hidden.dtype).T).argmax(-1) == batch.targets
+            hit = net.logits(batch.ids, batch.at).argmax(-1) == batch.targets
             rows = batch.at // batch.ids.size(1)
             missed = set(rows[~hit].tolist())
             total += len(set(rows.tolist()))
@@ -251,7 +250,8 @@ def export(net: Network, tokenizer: Tokenizer, out: Path) -> None:
     }
     files = {
         "config.json": net.shape.config() | ends,
-        "generation_config.json": ends | {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "do_sample": False},
+        "generation_config.json": ends
+        | {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "do_sample": False},
         "special_tokens_map.json": named | {"additional_special_tokens": ["<|im_start|>"]},
         "tokenizer_config.json": named | described,
     }
@@ -259,7 +259,9 @@ def export(net: Network, tokenizer: Tokenizer, out: Path) -> None:
         (out / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def grow(recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every: int = 5, save_seconds: int = 240) -> None:
+def grow(
+    recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every: int = 5, save_seconds: int = 150
+) -> None:
     """The whole run, resumed from `work` where an earlier one stopped."""
     console = Console()
     work.mkdir(parents=True, exist_ok=True)
@@ -273,9 +275,16 @@ def grow(recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every:
         trainer.load(checkpoint)
     (work / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2))
     size = sum(p.numel() for p in trainer.net.parameters())
-    console.print(f"{size:,} parameters, {trainer.tokens:,} of {recipe.tokens:,} tokens done, {torch.get_num_threads()} threads")
+    console.print(
+        f"{size:,} parameters, {trainer.tokens:,} of {recipe.tokens:,} tokens done, {torch.get_num_threads()} threads"
+    )
     saved = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.1f} %"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.1f} %"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("growing", total=recipe.tokens, completed=trainer.tokens)
         while trainer.tokens < recipe.tokens:
@@ -308,15 +317,19 @@ def grow(recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
-    parser.add_argument("--work", type=Path, help="where tokenizer, checkpoint and log are kept (default: OUT/../sapling-work)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model in a few seconds, to see that everything runs")
+    parser.add_argument(
+        "--work", type=Path, help="where tokenizer, checkpoint and log are kept (default: OUT/../sapling-work)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model in a few seconds, to see that everything runs"
+    )
     parser.add_argument("--tokens", type=int, help="how many tokens to train on")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     recipe = QUICK if given.quick else Recipe()
     if given.tokens:
-        recipe = Recipe(**{**{f: getattr(recipe, f) for f in recipe.__dataclass_fields__}, "tokens": given.tokens})
+        recipe = replace(recipe, tokens=given.tokens)
     work = given.work or given.out.parent / f"{given.out.name}-work"
     grow(recipe, given.out, work, probe_cases=0 if given.quick else 24)
 

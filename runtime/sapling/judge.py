@@ -9,11 +9,33 @@ from random import Random
 
 from .sample import Chat, Phrases, Sample, Split, city, invent, number, system
 
-TOPICS = (
-    "school uniforms,public parks,city traffic,reading,music lessons,recycling,night buses,local markets,free museums,"
-    "home cooking,team sports,old libraries,remote work,bicycle lanes,summer camps,tall buildings,pocket money,"
-    "phone rules,long holidays,river ferries,street art,early lessons,small shops,wind power,community gardens"
-).split(",")
+TOPICS = [
+    "school uniforms",
+    "public parks",
+    "city traffic",
+    "reading",
+    "music lessons",
+    "recycling",
+    "night buses",
+    "local markets",
+    "free museums",
+    "home cooking",
+    "team sports",
+    "old libraries",
+    "remote work",
+    "bicycle lanes",
+    "summer camps",
+    "tall buildings",
+    "pocket money",
+    "phone rules",
+    "long holidays",
+    "river ferries",
+    "street art",
+    "early lessons",
+    "small shops",
+    "wind power",
+    "community gardens",
+]
 # A clause carries no sign by itself; alone it is a neutral sentence.
 CLAUSES = Phrases(
     (
@@ -131,7 +153,12 @@ AGAIN = Phrases(
     ("Please evaluate the {d} too.", "How about its {d}?", "Next dimension: {d}."),
 )
 GIVE = Phrases(
-    ("Please judge this essay.\n\n{e}", "Here is an essay.\n\n{e}", "Please carefully read this essay:\n\n{e}", "Essay: {e}"),
+    (
+        "Please judge this essay.\n\n{e}",
+        "Here is an essay.\n\n{e}",
+        "Please carefully read this essay:\n\n{e}",
+        "Essay: {e}",
+    ),
     ("I wrote an essay.\n\n{e}", "Look at this essay:\n\n{e}"),
 )
 
@@ -180,7 +207,7 @@ def chat(rng: Random, split: Split) -> Sample:
     """One essay judged along one to four dimensions, sometimes with an overall score at the end."""
     talk = Chat(system(rng, split, 0.2))
     text, found = essay(rng, split)
-    dimensions = rng.sample(list(SIGNS), rng.choice((1, 2, 2, 3, 3)))
+    dimensions = rng.sample(list(SIGNS), rng.choice((2, 3, 3, 4)))
     for i, dimension in enumerate(dimensions):
         answer = judgement(dimension, found[dimension])
         points, grade = score(dimension, found[dimension])
@@ -197,7 +224,9 @@ def chat(rng: Random, split: Split) -> Sample:
             talk.assistant(answer, (answer,))
     if len(dimensions) > 1 and rng.random() < 0.4:
         total = overall([score(d, found[d])[0] for d in dimensions])
-        talk.user(rng.choice(("Give an overall score.", "What is the overall score?", "Summarize and give an overall score.")))
+        talk.user(
+            rng.choice(("Give an overall score.", "What is the overall score?", "Summarize and give an overall score."))
+        )
         talk.assistant(f"Overall score: {total}.", (str(total),))
     return talk.sample("judge")
 
@@ -212,6 +241,9 @@ def summary(rng: Random, split: Split) -> Sample:
         ("Give an overall score.", "What is the overall score?", "Summarize these judgments and give an overall score.")
     )
     lead = rng.choice(("Here are the judgments:\n", "Judgments:\n", "Below are the judgments of an essay.\n"))
-    return Chat(system(rng, split, 0.2)).user(f"{lead}{lines}\n\n{ask}").assistant(
-        f"Overall score: {total}.", (str(total),)
-    ).sample("judge")
+    return (
+        Chat(system(rng, split, 0.2))
+        .user(f"{lead}{lines}\n\n{ask}")
+        .assistant(f"Overall score: {total}.", (str(total),))
+        .sample("judge")
+    )

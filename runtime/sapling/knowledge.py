@@ -73,7 +73,12 @@ SPECIAL = {
         ("Which city serves as the capital of {x}?",),
     ),
     ("country", "continent"): Phrases(
-        ("On which continent is {x}?", "Where is {x}?", "Which continent is {x} in?", "In which continent does {x} lie?"),
+        (
+            "On which continent is {x}?",
+            "Where is {x}?",
+            "Which continent is {x} in?",
+            "In which continent does {x} lie?",
+        ),
         ("On what continent does {x} lie?", "Which continent is {x} part of?"),
     ),
     ("country", "language"): Phrases(
@@ -92,7 +97,9 @@ SPECIAL = {
     ("animal", "number of legs"): Phrases(
         ("How many legs does {x} have?", "How many legs has {x}?"), ("{x} has how many legs?",)
     ),
-    ("animal", "habitat"): Phrases(("Where does {x} live?", "Where can I find {x}?"), ("In what place does {x} live?",)),
+    ("animal", "habitat"): Phrases(
+        ("Where does {x} live?", "Where can I find {x}?"), ("In what place does {x} live?",)
+    ),
     ("animal", "class"): Phrases(
         ("What kind of animal is {x}?", "Which class does {x} belong to?", "What class of animal is {x}?"),
         ("To which class of animals does {x} belong?",),
@@ -157,7 +164,11 @@ def reverse(rng: Random, split: Split) -> tuple[str, str, str]:
     if rng.random() < 0.6:
         row = rng.choice(TABLES["country"])
         phrases = Phrases(
-            ("{v} is the capital of which country?", "Which country has the capital {v}?", "{v} is the capital of what?"),
+            (
+                "{v} is the capital of which country?",
+                "Which country has the capital {v}?",
+                "{v} is the capital of what?",
+            ),
             ("Of which country is {v} the capital?", "What country has {v} as its capital?"),
         )
         return phrases.pick(rng, split).format(v=row[1]), f"{row[1]} is the capital of {row[0]}.", row[0]
@@ -234,6 +245,8 @@ def few_shot(rng: Random, split: Split, pairs: int = 0) -> Sample:
             asked, answer, key = yes_no(rng, kind, attribute, row)
             answer = key
         pieces.append(Piece(f"{lead}{ask}{asked}\n{reply}{' ' if spaced else ''}"))
-        pieces.append(Piece(("" if spaced else " ") + answer + ("\n" if i + 1 < count else "\n" + FINISH), True, (key,)))
+        pieces.append(
+            Piece(("" if spaced else " ") + answer + ("\n" if i + 1 < count else "\n" + FINISH), True, (key,))
+        )
         lead = gap[1:]
     return Sample("few_shot", tuple(pieces))

@@ -8,19 +8,19 @@ from __future__ import annotations
 from random import Random
 
 from .knowledge import ASK, BRIEF, OTHER
-from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, city, draw, invent, number, person, system
+from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, city, draw, invent, number, person, system, words
 
-COLORS = "red blue green yellow black white brown gray orange purple pink silver golden violet".split()
-JOBS = (
-    "baker teacher doctor farmer pilot painter nurse driver lawyer singer writer judge miner sailor tailor "
-    "gardener engineer carpenter cook dentist plumber actor guard waiter librarian mechanic chemist florist"
-).split()
-PETS = "dog cat horse rabbit parrot turtle goat fish pony hamster snake duck".split()
-GOODS = (
+COLORS = words("red blue green yellow black white brown gray orange purple pink silver golden violet")
+JOBS = words(
+    "baker teacher doctor farmer pilot painter nurse driver lawyer singer writer judge miner sailor tailor gardener "
+    "engineer carpenter cook dentist plumber actor guard waiter librarian mechanic chemist florist"
+)
+PETS = words("dog cat horse rabbit parrot turtle goat fish pony hamster snake duck")
+GOODS = words(
     "lamp chair table kettle bottle basket hammer ladder mirror pencil blanket candle bucket guitar camera helmet "
     "jacket wallet compass kite drum clock shovel pillow carpet teapot"
-).split()
-MATERIALS = "wood steel glass paper wool copper stone leather cotton clay silk rubber".split()
+)
+MATERIALS = words("wood steel glass paper wool copper stone leather cotton clay silk rubber")
 # theme -> (noun of an entity, attributes with the kind of their values)
 THEMES = {
     "people": [
@@ -53,7 +53,13 @@ THEMES = {
         ("founder", "name"),
         ("main product", "goods"),
     ],
-    "rooms": [("owner", "name"), ("size", "number"), ("door code", "code"), ("wall color", "color"), ("floor", "digit")],
+    "rooms": [
+        ("owner", "name"),
+        ("size", "number"),
+        ("door code", "code"),
+        ("wall color", "color"),
+        ("floor", "digit"),
+    ],
 }
 PRONOUN = {"people": ("their", "his", "her"), "products": ("its",), "places": ("its",), "rooms": ("its",)}
 FOLLOW = Phrases(
@@ -177,7 +183,7 @@ def chat(rng: Random, split: Split, rows: int = 0, turns: int = 0) -> Sample:
     body = f"{lead}\n{asker.text}" if lead else asker.text
     in_system = rng.random() < 0.3
     talk = Chat(body if in_system else system(rng, split))
-    for i in range(turns or rng.choice((2, 3, 4, 5, 6))):
+    for i in range(turns or rng.choice((3, 4, 5, 6, 7, 8))):
         asked, full, found = asker.ask()
         shown = asked if i or in_system else f"{body}\n\n{asked}"
         roll = rng.random()
@@ -197,7 +203,7 @@ def completion(rng: Random, split: Split, rows: int = 0, questions: int = 0) -> 
     before = f"{lead}\n{asker.text}\n\n" if lead else f"{asker.text}\n\n"
     ask, reply = rng.choice((("Q: ", "A:"), ("Q: ", "A:"), ("Question: ", "Answer:")))
     gap = rng.choice(("", "\n"))
-    count = questions or rng.choice((2, 3, 4, 6, 8))
+    count = questions or rng.choice((4, 6, 8, 10, 12))
     pieces: list[Piece] = []
     for i in range(count):
         asked, _, found = asker.ask(follow=False)

@@ -73,6 +73,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal grouped-query attention; q is [batch, heads, length, head_dim], k and v have fewer heads."""
+    batch, heads, length, width = q.shape
+    if length > 512:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    # Up to here whole score matrices are faster on a CPU; a group's heads are folded into the rows of one product.
+    groups = k.size(1)
+    mask = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1).repeat(heads // groups, 1)
+    rows, keys, values = (x.reshape(batch * groups, -1, width) for x in (q, k, v))
+    scores = torch.baddbmm(mask, rows, keys.transpose(1, 2), alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), values).view(batch, heads, length, width)
+
+
 class Network(nn.Module):
     """Every matrix is stacked over the layers, so that one batched Newton-Schulz serves them all."""
 
@@ -99,11 +112,10 @@ class Network(nn.Module):
 
     def forward(self, ids: Tensor, at: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of `targets` [n] predicted from the flat positions `at` [n] of `ids` [batch, length]."""
-        logits = self.hidden_states(ids).flatten(0, 1)[at] @ self.embed.to(torch.bfloat16).T
-        return F.cross_entropy(logits.float(), targets)
+        return F.cross_entropy(self.logits(ids, at).float(), targets)
 
-    def hidden_states(self, ids: Tensor) -> Tensor:
-        """The last normed hidden states, [batch, length, hidden], in bfloat16."""
+    def logits(self, ids: Tensor, at: Tensor) -> Tensor:
+        """Logits [n, vocab], in bfloat16, at the flat positions `at` [n] of `ids` [batch, length]."""
         s, half = self.shape, torch.bfloat16
         batch, length = ids.shape
         cos, sin = self.cos[:length].to(half), self.sin[:length].to(half)
@@ -115,16 +127,17 @@ class Network(nn.Module):
             h = rms_norm(x, self.norms[2 * layer], s.eps)
             q, k, v = (
                 part.view(batch, length, -1, s.head_dim).transpose(1, 2)
-                for part in F.linear(h, qkv).split((q_size, kv_size, kv_size), dim=-1)
+                for part in F.linear(h, qkv).split_with_sizes((q_size, kv_size, kv_size), dim=-1)
             )
-            mixed = F.scaled_dot_product_attention(
-                rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
-            )
-            x = x + F.linear(mixed.transpose(1, 2).reshape(batch, length, q_size), out)
+            mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v).transpose(1, 2).reshape(batch, length, q_size)
+            if layer + 1 == s.layers:
+                # Past the last attention, positions are independent: only the asked ones go on.
+                x, mixed = x.flatten(0, 1)[at], mixed.flatten(0, 1)[at]
+            x = x + F.linear(mixed, out)
             h = rms_norm(x, self.norms[2 * layer + 1], s.eps)
             gate, up = F.linear(h, gate_up).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, down)
-        return rms_norm(x, self.norms[-1], s.eps)
+        return F.linear(rms_norm(x, self.norms[-1], s.eps), self.embed.to(half))
 
     def matrices(self) -> list[nn.Parameter]:
         """The parameters that Muon steps; the rest belong to AdamW."""
@@ -137,7 +150,7 @@ class Network(nn.Module):
         state = {"model.embed_tokens.weight": self.embed, "model.norm.weight": self.norms[-1]}
         for i in range(s.layers):
             at = f"model.layers.{i}."
-            for name, part in zip("qkv", self.qkv[i].split((q, kv, kv)), strict=True):
+            for name, part in zip("qkv", self.qkv[i].split_with_sizes((q, kv, kv)), strict=True):
                 state[f"{at}self_attn.{name}_proj.weight"] = part
             state[at + "self_attn.o_proj.weight"] = self.out[i]
             state[at + "mlp.gate_proj.weight"], state[at + "mlp.up_proj.weight"] = self.gate_up[i].chunk(2)

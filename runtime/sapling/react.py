@@ -8,9 +8,9 @@ from __future__ import annotations
 from random import Random
 
 from .lookup import GOODS
-from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, draw, invent, number
+from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, draw, invent, number, words
 
-REAL = "Anna Ben Clara David Emma Tom Sam Lena Max Nora Paul Rosa".split()
+REAL = words("Anna Ben Clara David Emma Tom Sam Lena Max Nora Paul Rosa")
 # Per operation: templates over numbers {a} {b}, a name {x} and a noun {n}.
 ONE_STEP: dict[str, Phrases] = {
     "*": Phrases(

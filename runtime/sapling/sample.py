@@ -96,21 +96,28 @@ class Chat:
         return Sample(skill, tuple(self.pieces))
 
 
-ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t th tr v w y z bl cr sk sl sp".split()
-VOWELS = "a e i o u a e i o u a e i o ai ea ee io ou oo".split()
-CODAS = "n r l s t m th x nd rk ck ll sh ng".split() + [""] * 16
-REAL_NAMES = (
+def words(text: str) -> list[str]:
+    """The words of a text, in which a long list reads better than between quotation marks."""
+    return text.split()
+
+
+ONSETS = words("b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t th tr v w y z bl cr sk sl sp")
+VOWELS = words("a e i o u a e i o u a e i o ai ea ee io ou oo")
+CODAS = words("n r l s t m th x nd rk ck ll sh ng") + [""] * 16
+REAL_NAMES = words(
     "Alice Bob Carol David Emma Frank Grace Henry Irene Jack Karen Leo Maria Nina Oscar Paula Quentin Rosa Sam Tina "
-    "Ursula Victor Wendy Xavier Yara Zoe Anna Ben Clara Daniel Elena Felix Gina Hugo Ivan Julia Kevin Laura Max Nora "
-    "Oliver Petra Ravi Sofia Tom Uma Vera Walter Yusuf Amir Bianca Chen Diego Esther Fatima George Hana Ines Jonas "
-    "Kim Lena Marco Noah Olga Pedro Rita Simon Tara Viktor Wei Adam Bella Carlos Dora Eric Fiona Gabriel Helen Isaac "
-    "Jane Kurt Linda Martin Nadia Otto Priya Robert Sarah Thomas Mary John James Peter Lucy Mark Ruth Paul Mia Liam"
-).split()
-REAL_CITIES = (
-    "Paris Berlin London Madrid Rome Vienna Oslo Lisbon Dublin Tokyo Cairo Lima Boston Chicago Seattle Toronto Sydney "
-    "Munich Hamburg Milan Naples Geneva Zurich Prague Warsaw Athens Delhi Mumbai Osaka Seoul Austin Denver Dallas "
-    "Miami Quito Havana Nairobi Lagos Leeds Bristol Porto Seville Lyon Nice Turin Basel Ghent Bergen Malmo Gdansk"
-).split()
+    "Ursula Victor Wendy Xavier Yara Zoe Anna Ben Clara Daniel Elena Felix Gina Hugo Ivan Julia Kevin Laura Max "
+    "Nora Oliver Petra Ravi Sofia Tom Uma Vera Walter Yusuf Amir Bianca Chen Diego Esther Fatima George Hana Ines "
+    "Jonas Kim Lena Marco Noah Olga Pedro Rita Simon Tara Viktor Wei Adam Bella Carlos Dora Eric Fiona Gabriel "
+    "Helen Isaac Jane Kurt Linda Martin Nadia Otto Priya Robert Sarah Thomas Mary John James Peter Lucy Mark Ruth "
+    "Paul Mia Liam"
+)
+REAL_CITIES = words(
+    "Paris Berlin London Madrid Rome Vienna Oslo Lisbon Dublin Tokyo Cairo Lima Boston Chicago Seattle Toronto "
+    "Sydney Munich Hamburg Milan Naples Geneva Zurich Prague Warsaw Athens Delhi Mumbai Osaka Seoul Austin Denver "
+    "Dallas Miami Quito Havana Nairobi Lagos Leeds Bristol Porto Seville Lyon Nice Turin Basel Ghent Bergen Malmo "
+    "Gdansk"
+)
 
 
 def is_held(name: str) -> bool:

@@ -7,31 +7,31 @@ from __future__ import annotations
 
 from random import Random
 
-from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, draw, system
+from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, draw, system, words
 
-ITEMS = (
+ITEMS = words(
     "movie film book restaurant hotel phone game song show laptop headphones coffee pizza service album concert "
-    "camera car app novel play soup burger museum tour course lesson chair bed blender watch shirt pair of shoes "
-    "trip flight beach series documentary vacuum keyboard tablet toy bag lamp"
-).replace("pair of shoes", "shoes").split()
-ASPECTS = (
+    "camera car app novel play soup burger museum tour course lesson chair bed blender watch shirt shoes trip "
+    "flight beach series documentary vacuum keyboard tablet toy bag lamp"
+)
+ASPECTS = words(
     "acting story plot music food staff room battery screen sound price quality design service picture ending taste "
     "location view bed breakfast writing cast atmosphere support delivery packaging comfort speed"
-).split()
-GOOD = (
+)
+GOOD = words(
     "great wonderful excellent amazing fantastic good lovely brilliant superb perfect delightful beautiful charming "
     "outstanding impressive enjoyable delicious fun terrific marvelous pleasant nice awesome incredible friendly "
     "helpful funny touching moving clever fresh clean comfortable fast reliable solid stunning magnificent exciting "
-    "fascinating thrilling elegant refreshing flawless gorgeous splendid remarkable exceptional satisfying hilarious "
-    "engaging captivating heartwarming cozy tasty smooth bright crisp memorable inspiring"
-).split()
-BAD = (
+    "fascinating thrilling elegant refreshing flawless gorgeous splendid remarkable exceptional satisfying "
+    "hilarious engaging captivating heartwarming cozy tasty smooth bright crisp memorable inspiring"
+)
+BAD = words(
     "bad terrible awful horrible boring poor dull disappointing weak slow ugly dirty rude broken cheap annoying "
-    "dreadful disgusting stale cold noisy confusing predictable useless worthless painful mediocre bland lazy stupid "
-    "ridiculous messy unpleasant uncomfortable unreliable overpriced tedious lifeless flat clumsy forgettable tasteless "
-    "miserable pathetic appalling shameful sloppy faulty greasy smelly cramped unwatchable unreadable frustrating "
-    "laughable depressing shoddy flimsy"
-).split()
+    "dreadful disgusting stale cold noisy confusing predictable useless worthless painful mediocre bland lazy "
+    "stupid ridiculous messy unpleasant uncomfortable unreliable overpriced tedious lifeless flat clumsy "
+    "forgettable tasteless miserable pathetic appalling shameful sloppy faulty greasy smelly cramped unwatchable "
+    "unreadable frustrating laughable depressing shoddy flimsy"
+)
 LOVE = ("loved", "really enjoyed", "adored", "really liked", "was very happy with", "was delighted by", "enjoyed")
 HATE = ("hated", "really disliked", "regret", "could not stand", "was very unhappy with", "was let down by", "disliked")
 PRAISE = (
@@ -142,7 +142,15 @@ def review(rng: Random, split: Split, positive: bool) -> str:
         text = rng.choice(("The {i} was {g}.", "The {a} is {g}.", "This is {g}.")).format(i=item, a=a, g=degree)
     else:
         text = REVIEWS.pick(rng, split).format(
-            i=item, a=a, c=c, g=words[0], g2=words[1], g3=words[2], b=rng.choice(bad), v=rng.choice(love), w=rng.choice(hate)
+            i=item,
+            a=a,
+            c=c,
+            g=words[0],
+            g2=words[1],
+            g3=words[2],
+            b=rng.choice(bad),
+            v=rng.choice(love),
+            w=rng.choice(hate),
         )
     if rng.random() < 0.35:
         text = f"{text} {rng.choice(close)}" if rng.random() < 0.7 else f"{rng.choice(close)} {text}"
@@ -172,7 +180,9 @@ def completion(rng: Random, split: Split) -> Sample:
     item, verdict = rng.choice(
         (("Review:", "Sentiment:"), ("Review:", "Sentiment:"), ("Text:", "Sentiment:"), ("Input:", "Label:"))
     )
-    lead = rng.choice(("", "", "Decide whether each review is positive or negative.\n\n", "Classify the sentiment.\n\n"))
+    lead = rng.choice(
+        ("", "", "Decide whether each review is positive or negative.\n\n", "Classify the sentiment.\n\n")
+    )
     gap = rng.choice(("", "\n"))
     quote = '"' if rng.random() < 0.15 else ""
     spaced = rng.random() < 0.15
@@ -183,8 +193,6 @@ def completion(rng: Random, split: Split) -> Sample:
         label = "positive" if positive else "negative"
         text = review(rng, split, positive)
         pieces.append(Piece(f"{lead}{item} {quote}{text}{quote}\n{verdict}{' ' if spaced else ''}"))
-        pieces.append(
-            Piece(("" if spaced else " ") + label + "\n" + ("" if i + 1 < count else FINISH), True, (label,))
-        )
+        pieces.append(Piece(("" if spaced else " ") + label + "\n" + ("" if i + 1 < count else FINISH), True, (label,)))
         lead = gap
     return Sample("sentiment_few_shot", tuple(pieces))

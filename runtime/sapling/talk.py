@@ -16,22 +16,50 @@ ME = "I am sapling, a very small language model. I grew inside Branchwork."
 SMALL_TALK: tuple[tuple[Phrases, str], ...] = (
     (
         Phrases(
-            ("Hello", "Hello!", "Hi", "Hi!", "hi there", "Hey", "Good morning", "Good day!", "hello", "Hey there!", "Hi."),
+            (
+                "Hello",
+                "Hello!",
+                "Hi",
+                "Hi!",
+                "hi there",
+                "Hey",
+                "Good morning",
+                "Good day!",
+                "hello",
+                "Hey there!",
+                "Hi.",
+            ),
             ("Hello there!", "Hey!", "Good evening!"),
         ),
         "Hello! How can I help you?",
     ),
     (
         Phrases(
-            ("Who are you?", "What are you?", "What is your name?", "Introduce yourself.", "Tell me about yourself.",
-             "who are you", "Are you a robot?", "What model are you?", "Your name?"),
+            (
+                "Who are you?",
+                "What are you?",
+                "What is your name?",
+                "Introduce yourself.",
+                "Tell me about yourself.",
+                "who are you",
+                "Are you a robot?",
+                "What model are you?",
+                "Your name?",
+            ),
             ("What's your name?", "Who am I talking to?", "Please introduce yourself."),
         ),
         ME,
     ),
     (
         Phrases(
-            ("How are you?", "How are you today?", "How do you do?", "how are you", "Are you well?", "How is it going?"),
+            (
+                "How are you?",
+                "How are you today?",
+                "How do you do?",
+                "how are you",
+                "Are you well?",
+                "How is it going?",
+            ),
             ("How are you doing?", "And how are you?"),
         ),
         "I am well, thank you. How can I help you?",
@@ -115,13 +143,48 @@ SORT = Phrases(
     ),
     ("Pick the right category for {w}: {o}", "What is {w}? Choose from {o}."),
 )
-GOALS = (
-    "clean the kitchen|write a letter|build a shed|learn to swim|plan a party|fix a lamp|paint a wall|plant a tree|"
-    "open a shop|find a flat|make a salad|train for a race|sell a bike|organize a trip|start a club|bake a cake|"
-    "repair a fence|write a song|save energy|teach a class|move a piano|wash a car|run a race|print a book|sort old photos|"
-    "host a dinner|draw a map|feed the chickens|grow tomatoes|catch a train|buy a house|build a raft|study for a test|"
-    "visit a museum|cook a soup|prepare a talk|mend a coat|record a song|design a poster|choose a school"
-).split("|")
+GOALS = [
+    "clean the kitchen",
+    "write a letter",
+    "build a shed",
+    "learn to swim",
+    "plan a party",
+    "fix a lamp",
+    "paint a wall",
+    "plant a tree",
+    "open a shop",
+    "find a flat",
+    "make a salad",
+    "train for a race",
+    "sell a bike",
+    "organize a trip",
+    "start a club",
+    "bake a cake",
+    "repair a fence",
+    "write a song",
+    "save energy",
+    "teach a class",
+    "move a piano",
+    "wash a car",
+    "run a race",
+    "print a book",
+    "sort old photos",
+    "host a dinner",
+    "draw a map",
+    "feed the chickens",
+    "grow tomatoes",
+    "catch a train",
+    "buy a house",
+    "build a raft",
+    "study for a test",
+    "visit a museum",
+    "cook a soup",
+    "prepare a talk",
+    "mend a coat",
+    "record a song",
+    "design a poster",
+    "choose a school",
+]
 PLAN = Phrases(
     (
         "Propose a plan to {g}.",
@@ -143,7 +206,12 @@ PLANS = (
 )
 NEXT = (
     (
-        ("Execute the plan.", "Now execute the plan.", "The plan looks good! Now, use real numbers and finish.", "Carry it out."),
+        (
+            "Execute the plan.",
+            "Now execute the plan.",
+            "The plan looks good! Now, use real numbers and finish.",
+            "Carry it out.",
+        ),
         "I follow the plan. First I get ready, then I {g}, and at the end I check the result. It is done.",
     ),
     (
@@ -151,7 +219,11 @@ NEXT = (
         "The plan to {g} is clear and short. It may take longer than expected, so I would start early.",
     ),
     (
-        ("Rate the plan from 1 to 10.", "Rate your solution on a scale from 1 to 10.", "Give the plan a score from 1 to 10."),
+        (
+            "Rate the plan from 1 to 10.",
+            "Rate your solution on a scale from 1 to 10.",
+            "Give the plan a score from 1 to 10.",
+        ),
         "I rate it 8 out of 10.",
     ),
 )
@@ -177,12 +249,12 @@ def small_talk(rng: Random, split: Split) -> Sample:
             talk.user(said.pick(rng, split)).assistant(answer, (answer,))
         elif roll < 0.85:
             name = draw(rng, split, REAL_NAMES)
-            said = Phrases(
+            hello = Phrases(
                 ("My name is {x}.", "I am {x}.", "Hello, I am {x}.", "Hi, my name is {x}.", "I'm {x}"),
                 ("Hello, my name is {x}.", "Call me {x}."),
             ).pick(rng, split)
             answer = f"Hello {name}! How can I help you?"
-            talk.user(said.format(x=name)).assistant(answer, (name,))
+            talk.user(hello.format(x=name)).assistant(answer, (name,))
             if rng.random() < 0.6:
                 asked = rng.choice(("What is my name?", "Who am I?", "Do you remember my name?", "Say my name."))
                 talk.user(asked).assistant(f"Your name is {name}.", (name,))
@@ -207,7 +279,13 @@ def choose(rng: Random, split: Split) -> Sample:
         if rng.random() < 0.6:
             labels = rng.sample(list(CATEGORIES), rng.choice((2, 3, 3, 4)))
             label = rng.choice(labels)
-            word = rng.choice([w for w in CATEGORIES[label].split() if not any(w in CATEGORIES[o].split() for o in labels if o != label)])
+            word = rng.choice(
+                [
+                    w
+                    for w in CATEGORIES[label].split()
+                    if not any(w in CATEGORIES[o].split() for o in labels if o != label)
+                ]
+            )
             asked = SORT.pick(rng, split).format(w=word, o=options(rng, labels))
         else:
             labels = ["calculator", rng.choice(("search engine", "search", "encyclopedia"))]
@@ -223,7 +301,9 @@ def choose(rng: Random, split: Split) -> Sample:
         talk.user(asked)
         roll = rng.random()
         if roll < 0.3:
-            talk.assistant(f" {label}", (label,), prefix=rng.choice(("Answer:", "Category:", "I choose", "The answer is", "Tool:")))
+            talk.assistant(
+                f" {label}", (label,), prefix=rng.choice(("Answer:", "Category:", "I choose", "The answer is", "Tool:"))
+            )
         else:
             talk.assistant(label, (label,))
     return talk.sample("choose")
@@ -271,8 +351,12 @@ def memory(rng: Random, split: Split) -> Sample:
     }
     chosen = rng.sample(list(facts), rng.choice((1, 2, 3)))
     for key in chosen:
-        said = rng.choice(("My {k} is {v}.", "Remember: my {k} is {v}.", "By the way, my {k} is {v}.", "Note that my {k} is {v}."))
-        talk.user(said.format(k=key, v=facts[key])).assistant(f"I will remember that your {key} is {facts[key]}.", (facts[key],))
+        said = rng.choice(
+            ("My {k} is {v}.", "Remember: my {k} is {v}.", "By the way, my {k} is {v}.", "Note that my {k} is {v}.")
+        )
+        talk.user(said.format(k=key, v=facts[key])).assistant(
+            f"I will remember that your {key} is {facts[key]}.", (facts[key],)
+        )
     for key in rng.sample(chosen, len(chosen)):
         asked = rng.choice(("What is my {k}?", "Do you remember my {k}?", "Tell me my {k}.", "My {k}?"))
         talk.user(asked.format(k=key)).assistant(f"Your {key} is {facts[key]}.", (facts[key],))

@@ -91,16 +91,65 @@ GENERAL = (
     ("Ask others about {t}", "Other people have learned {t} before you", "Talk to someone with experience"),
     ("Be patient with {t}", "Progress in {t} takes time", "Look back once a month and see how far you came"),
 )
-UNKNOWN = (
-    "playing the guitar|keeping bees|building a house|training a dog|drawing portraits|giving a speech|playing chess|"
-    "raising children|painting walls|fixing a bicycle|baking bread|taking photos|climbing mountains|growing tomatoes|"
-    "writing poems|running a shop|leading a team|sailing a boat|learning to dance|cleaning the house|making furniture|"
-    "using less energy|feeding birds|swimming|riding a horse|knitting|buying a car|moving to a new city|"
-    "finding a job|reading more books|singing in a choir|catching fish|repairing clocks|teaching math|making cheese|"
-    "programming|playing the piano|camping|skiing|watching stars|hosting a party|reducing stress|recycling|"
-    "organizing a desk|public speaking|managing time|planting trees|starting a business|caring for a cat|brewing tea|"
-    "making soap|playing tennis|sewing clothes|preparing a picnic|keeping a diary|juggling|mapping a trail"
-).split("|")
+UNKNOWN = [
+    "playing the guitar",
+    "keeping bees",
+    "building a house",
+    "training a dog",
+    "drawing portraits",
+    "giving a speech",
+    "playing chess",
+    "raising children",
+    "painting walls",
+    "fixing a bicycle",
+    "baking bread",
+    "taking photos",
+    "climbing mountains",
+    "growing tomatoes",
+    "writing poems",
+    "running a shop",
+    "leading a team",
+    "sailing a boat",
+    "learning to dance",
+    "cleaning the house",
+    "making furniture",
+    "using less energy",
+    "feeding birds",
+    "swimming",
+    "riding a horse",
+    "knitting",
+    "buying a car",
+    "moving to a new city",
+    "finding a job",
+    "reading more books",
+    "singing in a choir",
+    "catching fish",
+    "repairing clocks",
+    "teaching math",
+    "making cheese",
+    "programming",
+    "playing the piano",
+    "camping",
+    "skiing",
+    "watching stars",
+    "hosting a party",
+    "reducing stress",
+    "recycling",
+    "organizing a desk",
+    "public speaking",
+    "managing time",
+    "planting trees",
+    "starting a business",
+    "caring for a cat",
+    "brewing tea",
+    "making soap",
+    "playing tennis",
+    "sewing clothes",
+    "preparing a picnic",
+    "keeping a diary",
+    "juggling",
+    "mapping a trail",
+]
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 ASK = Phrases(
     (
@@ -138,7 +187,11 @@ EXPAND = Phrases(
         "Please expand tip {i} into a detailed paragraph.",
         "More on tip {i}?",
     ),
-    ("Please say more about tip {i}.", "Can you expand tip {i} into a short paragraph?", "Turn tip {i} into a paragraph."),
+    (
+        "Please say more about tip {i}.",
+        "Can you expand tip {i} into a short paragraph?",
+        "Turn tip {i} into a paragraph.",
+    ),
 )
 ALONE = Phrases(
     (

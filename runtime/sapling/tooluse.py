@@ -9,10 +9,10 @@ import json
 from random import Random
 from typing import Any, NamedTuple
 
-from .knowledge import sentence
 from .facts import ATTRIBUTES, TABLES
+from .knowledge import sentence
 from .lookup import COLORS, GOODS
-from .sample import Chat, Phrases, Sample, Split, call_text, city, invent, number, person, system, tools_text
+from .sample import Chat, Phrases, Sample, Split, call_text, city, invent, number, person, system, tools_text, words
 
 
 class Family(NamedTuple):
@@ -30,18 +30,32 @@ FAMILIES = (
         ("Get the weather of a city", "Current weather for a place", "Look up the weather"),
         ((("city", "location", "place", "town"), "city"),),
         Phrases(
-            ("What is the weather in {0}?", "How is the weather in {0}?", "Is it raining in {0}?", "Weather in {0}?",
-             "Do I need an umbrella in {0}?", "Tell me the weather in {0}."),
+            (
+                "What is the weather in {0}?",
+                "How is the weather in {0}?",
+                "Is it raining in {0}?",
+                "Weather in {0}?",
+                "Do I need an umbrella in {0}?",
+                "Tell me the weather in {0}.",
+            ),
             ("What's the weather like in {0}?", "Please check the weather in {0}."),
         ),
     ),
     Family(
         ("convert_currency", "currency_converter", "exchange", "money_convert", "exchange_money"),
         ("Convert an amount of money", "Currency conversion", "Exchange money"),
-        ((("amount", "value", "sum"), "number"), (("source", "from_currency", "base"), "currency"),
-         (("target", "to_currency", "into"), "currency")),
+        (
+            (("amount", "value", "sum"), "number"),
+            (("source", "from_currency", "base"), "currency"),
+            (("target", "to_currency", "into"), "currency"),
+        ),
         Phrases(
-            ("Convert {0} {1} to {2}.", "How much is {0} {1} in {2}?", "Change {0} {1} into {2}.", "What are {0} {1} in {2}?"),
+            (
+                "Convert {0} {1} to {2}.",
+                "How much is {0} {1} in {2}?",
+                "Change {0} {1} into {2}.",
+                "What are {0} {1} in {2}?",
+            ),
             ("Please convert {0} {1} into {2}.", "I have {0} {1}. How much is that in {2}?"),
         ),
     ),
@@ -50,8 +64,12 @@ FAMILIES = (
         ("Send an email", "Write a mail to someone"),
         ((("to", "recipient", "receiver", "name"), "person"), (("subject", "topic", "title"), "goods")),
         Phrases(
-            ("Send an email to {0} about the {1}.", "Write {0} a mail about the {1}.", "Email {0} about the {1}.",
-             "Mail {0}, the subject is {1}."),
+            (
+                "Send an email to {0} about the {1}.",
+                "Write {0} a mail about the {1}.",
+                "Email {0} about the {1}.",
+                "Mail {0}, the subject is {1}.",
+            ),
             ("Please send {0} an email about the {1}.", "I want to email {0} about the {1}."),
         ),
     ),
@@ -60,8 +78,12 @@ FAMILIES = (
         ("Search the shop", "Find products", "Product search"),
         ((("query", "product", "item", "keyword"), "goods"), (("max_price", "limit", "budget"), "number")),
         Phrases(
-            ("Find a {0} for less than {1} dollars.", "Search for a {0} under {1} dollars.", "I want a {0}, at most {1} dollars.",
-             "Show me a {0} below {1}."),
+            (
+                "Find a {0} for less than {1} dollars.",
+                "Search for a {0} under {1} dollars.",
+                "I want a {0}, at most {1} dollars.",
+                "Show me a {0} below {1}.",
+            ),
             ("Look for a {0} that costs less than {1} dollars.", "Please find a {0} under {1} dollars."),
         ),
     ),
@@ -70,7 +92,12 @@ FAMILIES = (
         ("Get the price of a share", "Stock price of a company"),
         ((("company", "symbol", "firm", "stock"), "name"),),
         Phrases(
-            ("What is the stock price of {0}?", "How much is a share of {0}?", "Price of {0} stock?", "Check the stock of {0}."),
+            (
+                "What is the stock price of {0}?",
+                "How much is a share of {0}?",
+                "Price of {0} stock?",
+                "Check the stock of {0}.",
+            ),
             ("What does a share of {0} cost?", "Look up the stock price of {0}."),
         ),
     ),
@@ -79,7 +106,12 @@ FAMILIES = (
         ("Start a timer", "Set a countdown"),
         ((("minutes", "duration", "time"), "number"),),
         Phrases(
-            ("Set a timer for {0} minutes.", "Start a timer of {0} minutes.", "Timer, {0} minutes.", "Wake me in {0} minutes."),
+            (
+                "Set a timer for {0} minutes.",
+                "Start a timer of {0} minutes.",
+                "Timer, {0} minutes.",
+                "Wake me in {0} minutes.",
+            ),
             ("Please set a timer for {0} minutes.", "I need a {0} minute timer."),
         ),
     ),
@@ -88,8 +120,12 @@ FAMILIES = (
         ("Book a flight", "Find a flight between two cities"),
         ((("origin", "departure", "from_city"), "city"), (("destination", "arrival", "to_city"), "city")),
         Phrases(
-            ("Book a flight from {0} to {1}.", "I want to fly from {0} to {1}.", "Find a flight from {0} to {1}.",
-             "Is there a plane from {0} to {1}?"),
+            (
+                "Book a flight from {0} to {1}.",
+                "I want to fly from {0} to {1}.",
+                "Find a flight from {0} to {1}.",
+                "Is there a plane from {0} to {1}?",
+            ),
             ("Please find me a flight from {0} to {1}.", "Get me on a plane from {0} to {1}."),
         ),
     ),
@@ -98,7 +134,12 @@ FAMILIES = (
         ("Find the phone number of a person", "Look up a contact"),
         ((("name", "person", "contact", "who"), "person"),),
         Phrases(
-            ("What is the phone number of {0}?", "Find the number of {0}.", "I need {0}'s phone number.", "How can I call {0}?"),
+            (
+                "What is the phone number of {0}?",
+                "Find the number of {0}.",
+                "I need {0}'s phone number.",
+                "How can I call {0}?",
+            ),
             ("Look up the phone number of {0}.", "Please find {0}'s number."),
         ),
     ),
@@ -125,7 +166,12 @@ FAMILIES = (
         ("Set the color of the light in a room", "Change the light"),
         ((("room", "area", "zone"), "room"), (("color", "tone", "shade"), "color")),
         Phrases(
-            ("Make the light in the {0} {1}.", "Set the {0} light to {1}.", "Turn the {0} lamp {1}.", "I want {1} light in the {0}."),
+            (
+                "Make the light in the {0} {1}.",
+                "Set the {0} light to {1}.",
+                "Turn the {0} lamp {1}.",
+                "I want {1} light in the {0}.",
+            ),
             ("Please make the {0} light {1}.", "Change the light in the {0} to {1}."),
         ),
     ),
@@ -143,7 +189,12 @@ FAMILIES = (
         ("Status of an order", "Track an order"),
         ((("order_id", "id", "order", "order_number"), "number"),),
         Phrases(
-            ("Where is order {0}?", "What is the status of order {0}?", "Track order {0}.", "My order number is {0}. Where is it?"),
+            (
+                "Where is order {0}?",
+                "What is the status of order {0}?",
+                "Track order {0}.",
+                "My order number is {0}. Where is it?",
+            ),
             ("Please check order {0}.", "Can you find order {0}?"),
         ),
     ),
@@ -166,9 +217,9 @@ FAMILIES = (
         ),
     ),
 )
-CURRENCIES = "dollars euros pounds yen francs pesos rupees yuan lira USD EUR GBP JPY CHF".split()
-LANGUAGES = "French German Spanish Italian Polish Dutch Greek Turkish Korean Arabic Hindi Swedish".split()
-ROOMS = "kitchen bedroom office hall bathroom garage cellar attic garden".split()
+CURRENCIES = words("dollars euros pounds yen francs pesos rupees yuan lira USD EUR GBP JPY CHF")
+LANGUAGES = words("French German Spanish Italian Polish Dutch Greek Turkish Korean Arabic Hindi Swedish")
+ROOMS = words("kitchen bedroom office hall bathroom garage cellar attic garden")
 TASKS = ("call home", "buy milk", "water the plants", "pay the rent", "feed the cat", "take a break", "lock the door")
 
 
@@ -204,8 +255,8 @@ def schema(rng: Random, split: Split, family: Family) -> tuple[dict[str, Any], l
     if split == "held" or rng.random() < 0.3:
         name = rng.choice((f"{invent(rng, split).lower()}_{name}", f"{name}_{invent(rng, split).lower()}"))
     keys: list[str] = []
-    for words, _ in family.parameters:
-        keys.append(rng.choice([w for w in words if w not in keys]))
+    for synonyms, _ in family.parameters:
+        keys.append(rng.choice([w for w in synonyms if w not in keys]))
     style = rng.random()
     properties: dict[str, dict[str, str]] = {}
     for key, (_, kind) in zip(keys, family.parameters, strict=True):
@@ -221,7 +272,9 @@ def schema(rng: Random, split: Split, family: Family) -> tuple[dict[str, Any], l
 
 def outcome(rng: Random, split: Split) -> tuple[str, str]:
     """What a tool returns, and the answer made of it."""
-    keys = rng.sample(("temperature", "sky", "price", "status", "result", "number", "total", "time", "name", "count"), 2)
+    keys = rng.sample(
+        ("temperature", "sky", "price", "status", "result", "number", "total", "time", "name", "count"), 2
+    )
     values: dict[str, Any] = {}
     for key in keys[: rng.choice((1, 1, 2))]:
         values[key] = number(rng) if rng.random() < 0.5 else rng.choice((invent(rng, split), rng.choice(COLORS)))
@@ -242,7 +295,7 @@ def chat(rng: Random, split: Split) -> Sample:
     role = system(rng, split, 0.3)
     listed = tools_text([tool for tool, _ in made])
     talk = Chat(f"{role}\n\n{listed}" if role else listed)
-    for _ in range(rng.choice((1, 1, 2, 3))):
+    for _ in range(rng.choice((2, 3, 4, 5))):
         if rng.random() < 0.12:
             kind = rng.choice(("country", "element"))
             row, attribute = rng.choice(TABLES[kind]), rng.choice(list(ATTRIBUTES[kind]))

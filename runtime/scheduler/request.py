@@ -11,13 +11,12 @@ Knows: ids, leases, stops. Must not know: other requests, budgets, tensors.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from branchwork.runtime.cache.prefix_cache import Lease
 from branchwork.runtime.scheduler.stops import StopMatcher
-from branchwork.runtime.wire import Finished, Score, Scored, Submit, TokenScore, Tokens, Usage
-
-Ids = array  # of C ints: four bytes each, as on the wire
+from branchwork.runtime.wire import Finished, Score, Scored, Submit, Tokens, TokenScore, Usage
 
 
 @dataclass(slots=True)
@@ -39,7 +38,7 @@ class Answer:
 
     __slots__ = ("_scores", "_sent", "_unsent", "penalised", "prompt_scores", "stops", "submit")
 
-    def __init__(self, submit: Submit, token_bytes: list[bytes] | tuple[bytes, ...]) -> None:
+    def __init__(self, submit: Submit, token_bytes: Sequence[bytes]) -> None:
         shape = submit.shape
         self.submit = submit
         self.stops = StopMatcher(submit.stops, token_bytes)
@@ -66,15 +65,12 @@ class Answer:
 
     def finished(self, reason: str, matched: bytes, length: int, kept: int, usage: Usage) -> Finished:
         ids, scores = tuple(self._unsent), tuple(self._scores)
-        return Finished(
-            self.submit.id, ids, scores, reason, matched, length, kept, usage, tuple(self.prompt_scores)
-        )
+        return Finished(self.submit.id, ids, scores, reason, matched, length, kept, usage, tuple(self.prompt_scores))
 
-    def wanted_score(self, prompt: int) -> int:
-        """Index of the first prompt token whose log-probability is still wanted, `prompt` when none is."""
-        if self.submit.prompt_logprobs < 0:
-            return prompt
-        return min(max(1, self.submit.logprob_start) + len(self.prompt_scores), prompt)
+    def next_score(self, prompt: int) -> int | None:
+        """Index of the first of `prompt` tokens whose log-probability is still wanted, None when none is."""
+        index = max(1, self.submit.logprob_start) + len(self.prompt_scores)
+        return index if self.submit.prompt_logprobs >= 0 and index < prompt else None
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +78,7 @@ class Group:
     """A Score request: the same options after one prefix, or after two (the second is the neutral one)."""
 
     score: Score
-    options: list[Ids[int]]
+    options: list[array[int]]
     spend: Spend
     columns: list[list[tuple[TokenScore, ...]]] = field(default_factory=list)  # per prefix, filled when complete
 
@@ -112,7 +108,7 @@ class Request:
 
     key: int  # order of arrival; a Score with a neutral prefix is two requests of one id
     id: int
-    known: Ids[int]
+    known: array[int]
     prompt: int  # tokens of `known` that were given
     priority: int
     entered: int  # step at which it was first queued
@@ -129,7 +125,8 @@ class Request:
     def reusable(self) -> int:
         """Tokens of `known` whose logits nobody wants: the most that a lease may match."""
         last = len(self.known) - 1
-        return last if self.answer is None else min(last, self.answer.wanted_score(self.prompt + 1) - 1)
+        scored = None if self.answer is None else self.answer.next_score(self.prompt)
+        return last if scored is None else min(last, scored - 1)
 
     def target(self, page_size: int) -> int:
         """Tokens that have to be computed before something is drawn or scored."""

@@ -74,9 +74,18 @@ def test_logits_equal_transformers_for_every_chunk_and_page_size(name: str) -> N
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_greedy_ids_equal_transformers_generate(name: str) -> None:
     ids = prompt(23, seed=5)
-    expected = reference(name).generate(
-        torch.tensor([ids]), max_new_tokens=20, min_new_tokens=20, do_sample=False, pad_token_id=1, eos_token_id=None
-    )[0, len(ids) :].tolist()
+    expected = (
+        reference(name)
+        .generate(
+            torch.tensor([ids]),
+            max_new_tokens=20,
+            min_new_tokens=20,
+            do_sample=False,
+            pad_token_id=1,
+            eos_token_id=None,
+        )[0, len(ids) :]
+        .tolist()
+    )
     model = load_model(checkpoint(name), dtype="float32")
     for page_size, chunk in ((1, 7), (4, 1), (16, 23), (4, 3)):
         runner = Runner.build(model, pages=PAGES, page_size=page_size)

@@ -1,0 +1,340 @@
+"""One connection to a gateway: a DEALER socket on the background loop, speaking lang.protocol.
+
+Knows: sockets, messages, credit. Must not know: what programs mean, processes, the user's state object.
+Only the loop's thread touches the socket. User threads put messages into the outbox; what was put there between two
+turns of the loop leaves together, nodes of one branch as one message. `gate` guards the outbox and the credit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from branchwork.lang import loop
+from branchwork.lang.backend import Lost, Sink
+from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeUnavailable
+from branchwork.lang.ir import Laid
+from branchwork.lang.protocol import (
+    MAX_FRAME,
+    VERSION,
+    Answer,
+    Ask,
+    Cancel,
+    ClientMessage,
+    Close,
+    Credit,
+    Delta,
+    Done,
+    Failed,
+    Hello,
+    Loading,
+    ModelInfo,
+    Nodes,
+    Open,
+    Welcome,
+    decode_gateway,
+    encode,
+)
+from branchwork.lang.protocol import Refused as RefusedMessage
+
+HEARTBEAT = 1000  # ms between heartbeats of the transport; it closes after 10 silent ones
+PING = 2.0  # seconds between questions while programs are open, so that the gateway sees that this client lives
+SILENCE = 60.0  # seconds without any message, in spite of the questions, after which the runtime counts as lost
+LOOK = 0.2  # seconds between looks at an owned process
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """CURVE keys in Z85; without a pair of its own a client makes one up."""
+
+    server: str
+    public: str = ""
+    secret: str = ""
+
+
+class Link:
+    """owner: for a runtime that this process started, tells why it has ended, or None while it runs."""
+
+    def __init__(self, endpoint: str, keys: Keys | None = None, owner: Callable[[], str | None] | None = None) -> None:
+        self.endpoint = endpoint
+        self.gate = threading.Condition()
+        self.lost: Lost | None = None
+        self._keys, self._owner = keys, owner
+        self._outbox: list[ClientMessage] = []
+        self._free = 0  # nodes that may be sent before more credit comes
+        self._sinks: dict[int, Sink] = {}
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._numbers = itertools.count()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pid = os.getpid()
+        self._heard = time.monotonic()
+
+    # --- any thread
+
+    def open(self, sink: Sink) -> int:
+        """A new program's number. Raises RuntimeLost, and RuntimeUnavailable in a forked child."""
+        self._check_process()
+        with self.gate:
+            if self.lost is not None:
+                raise RuntimeLost(f"{self.lost.message} Connect again, or start another Runtime.")
+            program = next(self._numbers)
+            self._sinks[program] = sink
+        self.put(Open(program))
+        return program
+
+    def put(self, message: ClientMessage) -> None:
+        with self.gate:
+            self._outbox.append(message)
+            first = len(self._outbox) == 1
+        if first:
+            loop.post(self._flush)
+
+    def lay(self, program: int, branch: int, nodes: Sequence[Laid]) -> None:
+        """Send nodes as credit allows; blocks the caller without any. When the runtime is lost its sink has been told."""
+        left = tuple(nodes)
+        while left:
+            with self.gate:
+                self.gate.wait_for(lambda: self._free > 0 or self.lost is not None)
+                if self.lost is not None:
+                    return
+                now, left = left[: self._free], left[self._free :]
+                self._free -= len(now)
+            self.put(Nodes(program, branch, now))
+
+    def ask(self, what: str, timeout: float) -> dict[str, object]:
+        """Raises RuntimeLost, and BackendError for an answer that is an error or does not come in time."""
+        self._check_process()
+        try:
+            answer = loop.run(self._ask(what), timeout)
+        except TimeoutError:
+            raise BackendError(f"the runtime at {self.endpoint} did not answer {what!r} within {timeout:g} s") from None
+        if answer.error:
+            raise BackendError(f"the runtime at {self.endpoint} could not answer {what!r}: {answer.error}")
+        return answer.value
+
+    def forget_soon(self, program: int) -> None:
+        """Close a program; takes no lock here, so a finalizer may call it."""
+        loop.post(self._forget, program)
+
+    def close_soon(self) -> None:
+        if os.getpid() == self._pid:
+            loop.post(self._end, Lost("closed", f"The connection to {self.endpoint} was closed."))
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeUnavailable(f"the connection to {self.endpoint} belongs to a parent process; connect again here")
+
+    # --- the loop's thread
+
+    async def start(self, token: str, timeout: float, progress: Progress | None) -> ModelInfo:
+        """Say hello and wait until the runtime is ready; timeout counts from its last sign of life.
+
+        Raises RuntimeUnavailable, Refused; RuntimeLost when an owned runtime ends.
+        """
+        self._socket = self._dial()
+        self._socket.send(encode(Hello(VERSION, token, f"python {os.getpid()}")))
+        try:
+            welcome = await self._welcome(timeout, progress)
+        except BaseException:
+            self._end(Lost("closed", f"The connection to {self.endpoint} was never ready."))
+            raise
+        self._free = welcome.window
+        here = asyncio.get_running_loop()
+        self._tasks = [here.create_task(work) for work in (self._listen(), self._monitor(), self._watch())]
+        return welcome.model
+
+    def _dial(self) -> zmq.asyncio.Socket:
+        self._context = zmq.asyncio.Context()
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger = 200  # ms for the last Close messages
+        socket.sndhwm = socket.rcvhwm = 0  # credit bounds what is under way
+        socket.maxmsgsize = 4 * MAX_FRAME
+        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT, 10 * HEARTBEAT
+        if self._keys is not None:
+            public, secret = (self._keys.public.encode(), self._keys.secret.encode())
+            if not public:
+                public, secret = zmq.curve_keypair()
+            socket.curve_publickey, socket.curve_secretkey = public, secret
+            socket.curve_serverkey = self._keys.server.encode()
+        self._events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.connect(self.endpoint)
+        return socket
+
+    async def _welcome(self, timeout: float, progress: Progress | None) -> Welcome:
+        until = time.monotonic() + timeout
+        while True:
+            if not await self._socket.poll(int(LOOK * 1000)):
+                ended = self._owner() if self._owner is not None else None
+                if ended is not None and not await self._socket.poll(0):
+                    raise RuntimeLost(ended)
+                if time.monotonic() > until:
+                    raise RuntimeUnavailable(self._nobody(timeout))
+                continue
+            try:
+                message = decode_gateway(await self._socket.recv())
+            except msgspec.DecodeError as error:
+                raise RuntimeUnavailable(
+                    f"what answers at {self.endpoint} does not speak this version of Branchwork's protocol "
+                    f"({VERSION}): {error}; check the endpoint and the versions on both sides"
+                ) from None
+            match message:
+                case Welcome(version=version) if version != VERSION:
+                    raise RuntimeUnavailable(
+                        f"the runtime at {self.endpoint} speaks protocol version {version}, this client {VERSION}; "
+                        "install the same Branchwork version on both sides"
+                    )
+                case Welcome():
+                    return message
+                case RefusedMessage(code, why):
+                    raise Refused(code, f"the runtime at {self.endpoint} refused this client: {why}")
+                case Loading(stage, fraction):
+                    until = time.monotonic() + timeout
+                    if progress is not None:
+                        progress(stage, fraction)
+
+    def _nobody(self, timeout: float) -> str:
+        keys = ", that the keys are the runtime's" if self._keys is not None else ""
+        return (
+            f"nobody answered at {self.endpoint} within {timeout:g} s; check that a runtime serves there{keys} "
+            "and that nothing blocks the way, or use Runtime() to start one in this program"
+        )
+
+    async def _listen(self) -> None:
+        while True:
+            frame = await self._socket.recv()
+            self._heard = time.monotonic()
+            try:
+                self._deliver(frame)
+            except msgspec.DecodeError as error:
+                self._end(Lost("runtime_lost", f"The runtime at {self.endpoint} sent an unreadable message: {error}."))
+
+    def _deliver(self, frame: bytes) -> None:
+        message = decode_gateway(frame)
+        match message:
+            case Delta() | Done() | Failed():
+                sink = self._sinks.get(message.program)
+                if sink is not None:
+                    sink(message)
+            case Credit(nodes):
+                self._credit(nodes)
+            case Answer(number):
+                waiting = self._answers.pop(number, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+            case RefusedMessage(code, why):
+                self._end(Lost("runtime_lost", f"The runtime at {self.endpoint} ended the connection: {code}: {why}."))
+
+    def _credit(self, nodes: int) -> None:
+        with self.gate:
+            self._free += nodes
+            self.gate.notify_all()
+
+    async def _monitor(self) -> None:
+        await recv_monitor_message(self._events)
+        ended = self._owner() if self._owner is not None else None
+        self._end(Lost("runtime_lost", ended or f"The runtime at {self.endpoint} closed the connection or ended."))
+
+    async def _watch(self) -> None:
+        """Look at an owned process; tell the gateway that this client lives, and notice when it does not answer."""
+        asked = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK)
+            now = time.monotonic()
+            ended = self._owner() if self._owner is not None else None
+            if ended is not None:
+                self._end(Lost("runtime_lost", ended))
+            elif self._sinks and now - asked > PING:
+                asked = now
+                self.put(Ask(next(self._numbers), "ping"))
+            elif not self._sinks:
+                self._heard = now
+            elif now - self._heard > SILENCE:
+                self._end(Lost("runtime_lost", f"The runtime at {self.endpoint} has been silent for {SILENCE:g} s."))
+
+    async def _ask(self, what: str) -> Answer:
+        if self.lost is not None:
+            raise RuntimeLost(self.lost.message)
+        number = next(self._numbers)
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        self.put(Ask(number, what))
+        try:
+            return await self._answers[number]
+        finally:
+            self._answers.pop(number, None)
+
+    def _forget(self, program: int) -> None:
+        if self._sinks.pop(program, None) is not None:
+            self.put(Close(program))
+
+    def _flush(self) -> None:
+        with self.gate:
+            messages, self._outbox = self._outbox, []
+        for message in _merged(messages) if self.lost is None else ():
+            self._send(message)
+
+    def _send(self, message: ClientMessage) -> None:
+        frame = encode(message)
+        if len(frame) <= MAX_FRAME:
+            self._socket.send(frame)
+        elif isinstance(message, Nodes) and len(message.nodes) > 1:
+            half = len(message.nodes) // 2
+            self._send(msgspec.structs.replace(message, nodes=message.nodes[:half]))
+            self._send(msgspec.structs.replace(message, nodes=message.nodes[half:]))
+        elif isinstance(message, Nodes):
+            self._socket.send(encode(Cancel(message.program, message.branch)))
+            self._credit(1)
+            figure = f"the node takes {len(frame)} bytes, the limit is {MAX_FRAME}; split its text into several"
+            failed = Failed(message.program, message.branch, message.nodes[0].id, "too_large", figure)
+            if message.program in self._sinks:
+                self._sinks[message.program](failed)
+
+    def _end(self, why: Lost) -> None:
+        """The connection is over: everybody who waits is told, the socket goes."""
+        if self.lost is not None:
+            return
+        if why.code == "closed":
+            for program in list(self._sinks):
+                self._outbox.append(Close(program))
+            self._flush()
+        with self.gate:
+            self.lost = why
+            self.gate.notify_all()
+        for sink in list(self._sinks.values()):
+            sink(why)
+        self._sinks.clear()
+        for waiting in self._answers.values():
+            if not waiting.done():
+                waiting.set_exception(RuntimeLost(why.message))
+        for task in self._tasks:
+            task.cancel()
+        self._socket.disable_monitor()
+        self._events.close(0)
+        self._socket.close()
+        self._context.term() if why.code != "closed" else self._context.destroy()
+
+
+def _merged(messages: list[ClientMessage]) -> list[ClientMessage]:
+    """Neighbouring Nodes of the same branch as one; the order stays."""
+    merged: list[ClientMessage] = []
+    for message in messages:
+        last = merged[-1] if merged else None
+        if (
+            isinstance(message, Nodes)
+            and isinstance(last, Nodes)
+            and (message.program, message.branch) == (last.program, last.branch)
+        ):
+            merged[-1] = Nodes(last.program, last.branch, (*last.nodes, *message.nodes))
+        else:
+            merged.append(message)
+    return merged

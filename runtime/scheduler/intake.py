@@ -1,0 +1,93 @@
+"""From a wire message to requests, or to the reason why it cannot be served.
+
+Knows: the limits and their figures. Must not know: what else runs, the tree, tensors.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from branchwork.runtime.scheduler.request import Answer, Group, Options, Request, Spend
+from branchwork.runtime.scheduler.stops import check_stops
+from branchwork.runtime.wire import Failed, Score, Submit
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """context: tokens of prompt and answer. pages, page_size: of the whole pool. vocab: ids are 0 .. vocab-1."""
+
+    context: int
+    pages: int
+    page_size: int
+    vocab: int
+
+
+def unpack(ids: bytes) -> array[int]:
+    """int32 little-endian to an array of C ints. Raises ValueError when the length is no multiple of four."""
+    known = array("i")
+    known.frombytes(ids)
+    return known
+
+
+def refusal(message: Submit | Score, limits: Limits) -> Failed | None:
+    """Why a message can never be served, None when it can."""
+    if isinstance(message, Submit):
+        named = [("the prompt", message.ids)]
+        longest = message.stops.max_tokens
+        wrong = check_stops(message.stops)
+    else:
+        named = [("the prefix", message.ids)]
+        named += [(f"option {n}", option) for n, option in enumerate(message.options)]
+        named += [("the neutral prefix", message.neutral)] if message.unconditional else []
+        longest = max((len(option) // 4 for option in message.options), default=0)
+        wrong = "" if message.options else "there are no options to score"
+    wrong = wrong or next((text for name, ids in named if (text := _wrong_ids(name, ids, limits.vocab))), "")
+    if wrong:
+        return Failed(message.id, "bad_request", wrong)
+    prefix = len(message.ids) // 4
+    if isinstance(message, Score) and message.unconditional:
+        prefix = max(prefix, len(message.neutral) // 4)
+    return _too_long(message.id, prefix, longest, limits)
+
+
+def _wrong_ids(name: str, ids: bytes, vocab: int) -> str:
+    if not ids:
+        return f"{name} is empty: at least one token is needed"
+    if len(ids) % 4:
+        return f"{name} has {len(ids)} bytes, which is not a whole number of int32 ids"
+    numbers = np.frombuffer(ids, np.int32)
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or high >= vocab:
+        return f"{name} has the id {low if low < 0 else high}, outside 0..{vocab - 1}"
+    return ""
+
+
+def _too_long(number: int, given: int, wanted: int, limits: Limits) -> Failed | None:
+    total = given + wanted
+    figures = f"{given} tokens given and {wanted} wanted make {total}"
+    if total > limits.context:
+        return Failed(number, "context_length", f"{figures}, the context holds {limits.context}")
+    room = limits.pages * limits.page_size
+    if -(-total // limits.page_size) > limits.pages:
+        return Failed(number, "context_length", f"{figures}, the whole KV cache holds {room}")
+    return None
+
+
+def requests_of(message: Submit | Score, key: int, step: int, token_bytes: Sequence[bytes]) -> list[Request]:
+    """The requests that serve an admissible message: one, or two for a Score with a neutral prefix."""
+    known = unpack(message.ids)
+    spend = Spend(len(known))
+    if isinstance(message, Submit):
+        answer = Answer(message, token_bytes)
+        return [Request(key, message.id, known, len(known), message.priority, step, spend, answer)]
+    group = Group(message, [unpack(option) for option in message.options], spend)
+    prefixes = [known, unpack(message.neutral)] if message.unconditional else [known]
+    group.columns = [[] for _ in prefixes]
+    return [
+        Request(key + n, message.id, prefix, len(prefix), message.priority, step, spend, options=Options(group, n))
+        for n, prefix in enumerate(prefixes)
+    ]

@@ -1,0 +1,306 @@
+"""Which tokens are computed in the next step: admission, chunks, pages, preemption.
+
+Knows: requests, the prefix cache, the token budget. Must not know: wire messages, events, results, tensors.
+
+One step's budget:   [ decode rows: 1 token each ][ short prompts ][ waiting short prompts ][ long prompts, the rest ]
+
+A prompt's pages are sealed when the step that computes them is planned: every layer writes all KV of a step before it
+attends, so other rows of the same step may already build on them. A waiting request that shares more with a prompt
+under way than the tree has so far is held until that prompt has passed the common part: nothing is computed twice.
+Pages run out: unlocked leaves are evicted, then the latest request of the lowest priority is preempted (sealed,
+released, queued again, recomputed from what the tree still has). A request that has a row in the step is never
+preempted in it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from branchwork.runtime.cache.prefix_cache import Lease, PrefixCache
+from branchwork.runtime.cache.radix import common
+from branchwork.runtime.plan import Row
+from branchwork.runtime.scheduler.policy import Queue
+from branchwork.runtime.scheduler.request import Request
+
+SURGE = 8  # budgets that the rows of one Score may take when nothing else is in the step
+
+
+class Job(NamedTuple):
+    """A row and whose it is. option: which option of a Score it computes, -1 for known tokens."""
+
+    request: Request
+    row: Row
+    option: int = -1
+
+
+class Step:
+    """A step while it is put together."""
+
+    __slots__ = ("budget", "busy", "jobs", "preempted")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.jobs: list[Job] = []
+        self.busy: set[int] = set()  # keys of requests with a row
+        self.preempted = False
+
+    def add(self, request: Request, row: Row, option: int = -1) -> None:
+        self.jobs.append(Job(request, row, option))
+        self.busy.add(request.key)
+        self.budget -= len(row.ids)
+
+
+class Planner:
+    """Owns the running and the waiting requests and, through the cache, their leases.
+
+    budget: tokens per step. max_running: requests with a lease; never more than the budget, so that each of them gets
+    a token in every step.
+    """
+
+    def __init__(self, cache: PrefixCache, budget: int, max_running: int, policy: str) -> None:
+        if budget < 1 or max_running < 1:
+            raise ValueError(f"budget={budget} and max_running={max_running} must be at least 1")
+        self.running: dict[int, Request] = {}
+        self.queue = Queue(cache, policy)
+        self.preemptions = 0
+        self._cache = cache
+        self._size = cache.page_size
+        self._budget = budget
+        self._max_running = min(max_running, budget)
+
+    def plan(self, number: int) -> list[Job]:
+        """The jobs of step `number`; never empty while a request is running or waiting."""
+        step = Step(self._budget)
+        for request in list(self.running.values()):
+            if request.lease is not None and not _behind(request):
+                self._decode(request, request.lease, step)
+        behind = [request for request in self.running.values() if _behind(request)]
+        behind.sort(key=_rank)
+        lane = step.budget // 2
+        long = [r for r in behind if len(self.queue) and r.goal - r.computed > lane]
+        for request in behind:
+            if request not in long:
+                self._advance(request, step)
+        if long:
+            self._admit(step, number, lane)
+        for request in long:
+            self._advance(request, step)
+        self._admit(step, number, None)
+        return step.jobs
+
+    def drop(self, request: Request, seal: bool = True) -> None:
+        """Forget a request and free its lease at once; with `seal` the tree keeps what was computed."""
+        if request in self.queue:
+            self.queue.remove(request)
+        else:
+            self._let_go(request, seal)
+
+    # --- rows
+
+    def _decode(self, request: Request, lease: Lease, step: Step) -> None:
+        start = request.computed
+        while not self._cache.extend(lease, start + 1):
+            victim = self._victim(step)
+            assert victim is not None
+            self._preempt(victim, step)
+            if victim is request:
+                return
+        step.add(request, _draw_row(request, lease, start, [request.known[start]]))
+
+    def _advance(self, request: Request, step: Step) -> None:
+        """Give a request that is behind as much of the rest of the step as it can use."""
+        lease = request.lease
+        if lease is None or step.budget <= 0:
+            return
+        if request.computed < request.goal:
+            self._prefill(request, lease, step)
+        if request.options is not None and lease.sealed >= request.goal:
+            self._score(request, step)
+
+    def _prefill(self, request: Request, lease: Lease, step: Step) -> None:
+        while (room := (len(lease.pages) + self._cache.available) * self._size) <= request.computed:
+            if step.jobs:
+                return
+            self._make_room(step, request)
+        end = min(request.goal, request.computed + step.budget, room)
+        covered = self._cache.extend(lease, end)
+        assert covered
+        step.add(request, _known_row(request, lease, end))
+        self._cache.seal(lease, request.known, end)
+
+    def _score(self, request: Request, step: Step) -> None:
+        """One row per option: private pages after the shared prefix, never sealed, released when the step is done."""
+        options = request.options
+        assert options is not None
+        alone = all(job.request is request for job in step.jobs)
+        allowance = max(step.budget, SURGE * self._budget if alone else 0)
+        base, known = request.goal, request.known
+        stem = known[base:].tolist()
+        while options.asked < len(options.group.options) and allowance > 0:
+            option = options.group.options[options.asked].tolist()
+            ids = stem + option[:-1]
+            lease = self._cache.lease(known, base)
+            if not self._cache.extend(lease, base + len(ids)):
+                self._cache.release(lease)
+                if step.jobs:
+                    return
+                self._make_room(step, request)
+                continue
+            options.leases[options.asked] = lease
+            row = Row(request.id, base, ids, lease.pages, score_from=len(stem), score_next=option[-1], score_top=1)
+            step.add(request, row, options.asked)
+            options.asked += 1
+            allowance -= len(ids)
+
+    # --- admission
+
+    def _admit(self, step: Step, number: int, lane: int | None) -> None:
+        """Start waiting requests in the policy's order; with a `lane`, only those that fit into it as a whole."""
+        if step.preempted or not self._open(step):
+            return
+        ahead = [request for request in self.running.values() if self._unsealed(request)]
+        for request in self.queue.ordered(number):
+            if not self._open(step) or lane == 0:
+                return
+            if lane is not None and request.target(self._size) - request.hit > lane:
+                continue
+            if self._held(request, ahead):
+                continue
+            before = step.budget
+            if not self._start(request):
+                return
+            self._advance(request, step)
+            if lane is not None:
+                lane = max(lane - before + step.budget, 0)
+            if self._unsealed(request):
+                ahead.append(request)
+
+    def _open(self, step: Step) -> bool:
+        return step.budget > 0 and len(self.queue) > 0 and len(self.running) < self._max_running
+
+    def _unsealed(self, request: Request) -> bool:
+        """Whether it is still computing pages of its prompt that others could use."""
+        assert request.lease is not None
+        return request.lease.sealed < request.goal // self._size * self._size
+
+    def _held(self, request: Request, ahead: list[Request]) -> bool:
+        if request.hold is not None:
+            key, tokens = request.hold
+            holder = self.running.get(key)
+            if holder is not None and holder.lease is not None and holder.lease.sealed < tokens:
+                return True
+            request.hold = None
+        limit, known = request.reusable, request.known
+        for other in ahead:
+            assert other.lease is not None
+            sealed = other.lease.sealed
+            following = slice(sealed, sealed + self._size)
+            if sealed + self._size > min(limit, other.goal) or other.known[following] != known[following]:
+                continue
+            shared = common(other.known[: other.goal].tobytes(), known[:limit].tobytes()) // self._size * self._size
+            if shared > sealed and shared > self._cache.peek(known, limit):
+                request.hold = (other.key, shared)
+                return True
+        return False
+
+    def _start(self, request: Request) -> bool:
+        """Take a lease for a waiting request, unless its pages would only be had by preempting a running one."""
+        spend = request.spend
+        diverged = self._cache.diverges(request.known[: request.prompt])
+        lease = self._cache.lease(request.known, request.reusable)
+        goal = request.target(self._size)
+        if self.running:
+            promised = sum(self._missing(other) for other in self.running.values())
+            if promised + self._pages(goal + 1) - len(lease.pages) > self._cache.available:
+                self._cache.release(lease)
+                return False
+        self.queue.remove(request)
+        self.running[request.key] = request
+        request.lease, request.goal, request.computed = lease, goal, lease.matched
+        first = request.options is None or request.options.column == 0
+        if first and spend.diverged < 0:
+            spend.diverged, spend.reused = diverged, lease.matched
+        return True
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._size)
+
+    def _missing(self, request: Request) -> int:
+        """Pages that a running request needs until it has computed what it knows, and one token more."""
+        assert request.lease is not None
+        return max(self._pages(request.target(self._size) + 1) - len(request.lease.pages), 0)
+
+    # --- preemption
+
+    def _victim(self, step: Step, but: Request | None = None) -> Request | None:
+        """The latest running request of the lowest priority that has no row in this step."""
+        free = [r for r in self.running.values() if r.key not in step.busy and r is not but]
+        return max(free, key=_rank, default=None)
+
+    def _make_room(self, step: Step, request: Request) -> None:
+        """Preempt one other request. One that is alone never needs it: intake refuses what exceeds the whole pool."""
+        victim = self._victim(step, but=request)
+        assert victim is not None, f"request {request.id} alone does not fit into {self._cache.pages} pages"
+        self._preempt(victim, step)
+
+    def _preempt(self, request: Request, step: Step) -> None:
+        self._let_go(request, seal=True)
+        request.computed = 0
+        request.spend.preempted += 1
+        self.preemptions += 1
+        step.preempted = True
+        self.queue.add(request)
+
+    def _let_go(self, request: Request, seal: bool) -> None:
+        lease = request.lease
+        assert lease is not None
+        if request.options is not None:
+            for private in request.options.leases.values():
+                self._cache.release(private)
+            request.options.leases.clear()
+        if seal:
+            self._cache.seal(lease, request.known, request.computed)
+        self._cache.release(lease)
+        request.lease = None
+        del self.running[request.key]
+
+
+def _behind(request: Request) -> bool:
+    """Whether it still has known tokens of its prompt, or options, to compute (else it draws one token a step)."""
+    return request.computed < request.goal or request.options is not None
+
+
+def _rank(request: Request) -> tuple[int, int]:
+    return -request.priority, request.key
+
+
+def _draw_row(request: Request, lease: Lease, start: int, ids: list[int]) -> Row:
+    """A row whose last token's logits give the next token."""
+    answer = request.answer
+    assert answer is not None
+    submit, known = answer.submit, request.known
+    position = len(known)
+    if not answer.penalised:
+        return Row(request.id, start, ids, lease.pages, submit.shape, position, logprobs=submit.logprobs)
+    prompt, said = known[: request.prompt], known[request.prompt :]
+    return Row(request.id, start, ids, lease.pages, submit.shape, position, prompt, said, submit.logprobs)
+
+
+def _known_row(request: Request, lease: Lease, end: int) -> Row:
+    """The row that computes known tokens up to `end`, and the scores of prompt tokens that are wanted from it."""
+    start, known, answer = request.computed, request.known, request.answer
+    ids = known[start:end].tolist()
+    if answer is None:
+        return Row(request.id, start, ids, lease.pages)
+    row = Row(request.id, start, ids, lease.pages) if end < len(known) else _draw_row(request, lease, start, ids)
+    first = answer.next_score(request.prompt)
+    if first is None or first > end:
+        return row
+    return msgspec.structs.replace(
+        row,
+        score_from=first - start,
+        score_next=known[end] if end < request.prompt else -1,
+        score_top=answer.submit.prompt_logprobs,
+    )

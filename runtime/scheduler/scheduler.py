@@ -1,0 +1,222 @@
+"""The brain's face: messages in, plans out, results in, events out.
+
+Knows: wire messages, requests, the planner. Must not know: sockets, models, tensors, text.
+
+There are no phases: a request has known and computed tokens, and a step closes the gap within the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from branchwork.runtime.cache.prefix_cache import PrefixCache
+from branchwork.runtime.plan import Drawn, Plan, Result
+from branchwork.runtime.scheduler.intake import Limits, refusal, requests_of
+from branchwork.runtime.scheduler.planner import Job, Planner
+from branchwork.runtime.scheduler.request import Request
+from branchwork.runtime.scheduler.stops import Ending
+from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit
+
+
+class Scheduler:
+    """add and cancel at any time; plan, run the plan, commit its result; in that order, one step at a time.
+
+    cache: whose leases only this object takes. token_bytes: bytes of every id that a model may draw (its length is the
+    vocabulary). context: tokens of prompt and answer. budget: tokens per step. queue_limit: waiting requests.
+    """
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        token_bytes: Sequence[bytes],
+        *,
+        context: int,
+        budget: int = 512,
+        max_running: int = 64,
+        queue_limit: int = 1024,
+        policy: str = "lpm",
+    ) -> None:
+        self._cache = cache
+        self._token_bytes = token_bytes
+        self._limits = Limits(context, cache.pages, cache.page_size, len(token_bytes))
+        self._queue_limit = queue_limit
+        self._planner = Planner(cache, budget, max_running, policy)
+        self._live: dict[int, list[Request]] = {}
+        self._planned: dict[int, list[Job]] = {}
+        self._keys = 0
+        self._step = 0
+        self._totals = {"prompt_tokens": 0, "reused_tokens": 0, "computed_tokens": 0, "finished": 0}
+
+    # --- messages
+
+    def add(self, message: Submit | Score) -> list[Event]:
+        """Queue a request. Events: Failed, with code and figures, when it can never be served or the queue is full."""
+        if message.id in self._live:
+            return [Failed(message.id, "bad_request", f"request {message.id} is already under way")]
+        if len(self._planner.queue) >= self._queue_limit:
+            text = f"{len(self._planner.queue)} requests are waiting, at most {self._queue_limit} may"
+            return [Failed(message.id, "queue_full", text)]
+        refused = refusal(message, self._limits)
+        if refused is not None:
+            return [refused]
+        requests = requests_of(message, self._keys, self._step, self._token_bytes)
+        self._keys += len(requests)
+        self._live[message.id] = requests
+        for request in requests:
+            self._planner.queue.add(request)
+        return []
+
+    def cancel(self, number: int) -> list[Event]:
+        """End a request and free its lease at once. Nothing happens when it has ended already."""
+        requests = self._live.get(number)
+        if requests is None:
+            return []
+        first = requests[0]
+        if first.answer is not None:
+            return [self._finish(first, first.answer.stops.end("cancelled"))]
+        self._retire(number)
+        return [Finished(number, (), (), "cancelled", b"", 0, 0, first.spend.usage())]
+
+    def fail_all(self, code: str, message: str) -> list[Event]:
+        """After a fault of the runner: every request fails, and the whole tree goes, since pages that were planned may
+        not have been computed."""
+        numbers = list(self._live)
+        for number in numbers:
+            self._retire(number, seal=False)
+        self._planned.clear()
+        self._cache.flush()
+        return [Failed(number, code, message) for number in numbers]
+
+    # --- the beat
+
+    def plan(self) -> Plan | None:
+        """The next step, None when there is nothing to do. Every plan must be run and committed."""
+        self._step += 1
+        jobs = self._planner.plan(self._step)
+        if not jobs:
+            return None
+        self._planned[self._step] = jobs
+        return Plan(self._step, tuple([job.row for job in jobs]))
+
+    def commit(self, plan: Plan, result: Result) -> list[Event]:
+        """Take in what came of a plan. Rows of requests cancelled meanwhile are ignored."""
+        events: list[Event] = []
+        computed = 0
+        for job, drawn in zip(self._planned.pop(plan.step), result.rows, strict=True):
+            request, row = job.request, job.row
+            tokens = len(row.ids)
+            computed += tokens
+            if request.lease is None:
+                continue
+            request.spend.computed += tokens
+            if job.option >= 0:
+                self._scored(request, job.option, drawn, events)
+                continue
+            request.computed = row.start + tokens
+            if drawn.known:
+                self._take_prompt_scores(request, drawn)
+            if row.shape is not None:
+                self._drawn(request, drawn, events)
+        self._totals["computed_tokens"] += computed
+        return events
+
+    def _drawn(self, request: Request, drawn: Drawn, events: list[Event]) -> None:
+        answer = request.answer
+        assert answer is not None
+        request.known.append(drawn.token)
+        answer.take(drawn.token, drawn.score)
+        ending = answer.stops.feed(drawn.token)
+        if ending is not None:
+            events.append(self._finish(request, ending))
+        elif (news := answer.news()) is not None:
+            events.append(news)
+
+    def _take_prompt_scores(self, request: Request, drawn: Drawn) -> None:
+        answer = request.answer
+        assert answer is not None
+        first = answer.next_score(request.prompt)
+        assert first is not None
+        # A recomputed row runs on into the answer, whose tokens have their scores already.
+        answer.prompt_scores += drawn.known[: request.prompt - first]
+
+    def _scored(self, request: Request, option: int, drawn: Drawn, events: list[Event]) -> None:
+        options = request.options
+        assert options is not None
+        options.results[option] = drawn.known
+        self._cache.release(options.leases.pop(option))
+        if not options.complete:
+            return
+        group = options.group
+        group.columns[options.column] = [options.results[n] for n in range(len(group.options))]
+        if all(group.columns):
+            self._retire(request.id)
+            events.append(group.scored())
+        else:
+            self._planner.drop(request)
+            self._live[request.id].remove(request)
+
+    def _finish(self, request: Request, ending: Ending) -> Finished:
+        answer = request.answer
+        assert answer is not None
+        self._retire(request.id)
+        usage = request.spend.usage()
+        return answer.finished(ending.reason, ending.matched, ending.length, ending.kept, usage)
+
+    def _retire(self, number: int, seal: bool = True) -> None:
+        requests = self._live.pop(number)
+        for request in requests:
+            self._planner.drop(request, seal)
+        self._totals["finished"] += 1
+        self._totals["prompt_tokens"] += requests[0].spend.prompt
+        self._totals["reused_tokens"] += requests[0].spend.reused
+
+    # --- questions
+
+    @property
+    def idle(self) -> bool:
+        return not self._live
+
+    @property
+    def running(self) -> int:
+        return len(self._planner.running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._planner.queue)
+
+    def stats(self) -> dict[str, float | int | str]:
+        """Counters since the start, and what is held now. hit_rate: reused of the prompt tokens of ended requests."""
+        pages = self._cache.stats()
+        prompt = self._totals["prompt_tokens"]
+        return {
+            **self._totals,
+            "hit_rate": self._totals["reused_tokens"] / prompt if prompt else 0.0,
+            "preemptions": self._planner.preemptions,
+            "running": self.running,
+            "waiting": self.waiting,
+            "steps": self._step,
+            "pages": pages.pages,
+            "pages_free": pages.free,
+            "pages_used": pages.pages - pages.free,
+            "pages_cached": pages.cached,
+            "pages_evicted": pages.evicted,
+            "leases": pages.leases,
+        }
+
+    def flush(self) -> int:
+        """Drop all cached pages that no running request holds. Returns how many."""
+        return self._cache.flush()
+
+    def check(self) -> None:
+        """Raises AssertionError when pages, leases and requests do not add up."""
+        self._cache.check()
+        running = self._planner.running.values()
+        leases = 0
+        for request in running:
+            assert request.lease is not None, f"request {request.id} runs without a lease"
+            leases += 1 + (len(request.options.leases) if request.options is not None else 0)
+        held = self._cache.stats().leases
+        assert leases == held, f"the cache has {held} leases, running requests hold {leases}"
+        waiting = [request for requests in self._live.values() for request in requests if request.lease is None]
+        assert all(request in self._planner.queue for request in waiting), "a live request neither runs nor waits"
+        assert len(waiting) == self.waiting, f"{self.waiting} requests are queued, {len(waiting)} of them live"

@@ -1,0 +1,24 @@
+"""One runtime with the packaged model for all journeys; started once, ended with the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import branchwork as bw
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Iterator[bw.Runtime]:
+    with bw.Runtime("sapling", threads=1, pages=40_000) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_held(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every journey leaves the shared runtime's books in order."""
+    yield
+    if "runtime" in request.fixturenames:
+        answer = request.getfixturevalue("runtime").check()
+        assert "fault" not in answer, answer

@@ -1,0 +1,128 @@
+"""Every implementation in the table computes what the reference computes, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from branchwork.kernels import table
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+GRID = [
+    pytest.param(op, device, entry, dtype, id=f"{op}-{device}-{entry.name}-{str(dtype)[6:]}")
+    for op, kinds in table.TABLE.items()
+    for device in DEVICES
+    for entry in kinds[table.kind(device)]
+    if entry.name != "reference"
+    for dtype in TOLERANCE
+]
+
+
+def uniform(*shape: int, dtype: torch.dtype) -> Tensor:
+    return (torch.rand(shape) * 2 - 1).to(dtype)
+
+
+def norm(dtype: torch.dtype) -> list[list[Any]]:
+    return [
+        [uniform(5, 64, dtype=dtype), uniform(64, dtype=dtype), 1e-5],
+        [uniform(3, 10, 16, dtype=dtype)[:, 2:6], uniform(16, dtype=dtype), 1e-6],  # heads cut from a fused product
+    ]
+
+
+def add_norm(dtype: torch.dtype) -> list[list[Any]]:
+    return [[uniform(t, 48, dtype=dtype), uniform(t, 48, dtype=dtype), uniform(48, dtype=dtype), 1e-5] for t in (1, 6)]
+
+
+def rotary(dtype: torch.dtype) -> list[list[Any]]:
+    cases = []
+    for heads, kv_heads, dim in ((4, 2, 16), (6, 6, 20), (3, 1, 64)):
+        fused, angles = uniform(7, heads + 2 * kv_heads, dim, dtype=dtype), torch.rand(7, dim // 2) * 6
+        cases.append([fused[:, :heads], fused[:, heads : heads + kv_heads], angles.cos(), angles.sin()])
+    return cases
+
+
+def gated(dtype: torch.dtype) -> list[list[Any]]:
+    return [[uniform(t, 2 * f, dtype=dtype) * 4] for t, f in ((1, 8), (5, 40), (2, 33))]
+
+
+def storing(dtype: torch.dtype) -> list[list[Any]]:
+    cases = []
+    for size in (1, 4, 16):
+        fused, slots = uniform(9, 8, 16, dtype=dtype), torch.randperm(12 * size)[:9]
+        pools = [uniform(12, 2, size, 16, dtype=dtype) for _ in "kv"]
+        cases.append([fused[:, 4:6], fused[:, 6:], *pools, slots])
+    return cases
+
+
+def rotary_storing(dtype: torch.dtype) -> list[list[Any]]:
+    cases = []
+    for k, v, *rest in storing(dtype):
+        angles = torch.rand(9, 8) * 6
+        cases.append([uniform(9, 4, 16, dtype=dtype), k, v, angles.cos(), angles.sin(), *rest])
+    return cases
+
+
+def attention(dtype: torch.dtype) -> list[list[Any]]:
+    """Decode rows, whole and resumed prefill rows side by side; pages shuffled; what no row owns is NaN."""
+    rows = [(1, 1), (1, 40), (17, 17), (5, 33), (1, 7), (12, 64)]  # (tokens of the step, positions after it)
+    cu_rows = torch.tensor([0, *(n for n, _ in rows)]).cumsum(0).int()
+    kv_len = torch.tensor([length for _, length in rows]).int()
+    cases = []
+    for size, window in ((1, 0), (1, 6), (4, 0), (4, 6), (16, 0), (16, 6)):
+        stock = iter(torch.randperm(200).tolist())
+        page_table = torch.full((len(rows), -(-64 // size)), 2**30, dtype=torch.int32)
+        pools = [torch.full((200, 2, size, 16), torch.nan, dtype=dtype) for _ in "kv"]
+        for r, (_, length) in enumerate(rows):
+            for position in range(length):
+                if position % size == 0:
+                    page_table[r, position // size] = next(stock)
+                for pool in pools:
+                    pool[page_table[r, position // size], :, position % size] = uniform(2, 16, dtype=dtype)
+        q = uniform(int(cu_rows[-1]), 6, 16, dtype=dtype)
+        cases.append([q, *pools, page_table, cu_rows, kv_len, 0.25, window])
+    return cases
+
+
+CASES: dict[str, Callable[[torch.dtype], list[list[Any]]]] = {
+    "rms_norm": norm,
+    "add_rms_norm": add_norm,
+    "rope": rotary,
+    "silu_mul": gated,
+    "store_kv": storing,
+    "rope_store_kv": rotary_storing,
+    "paged_attention": attention,
+}
+
+
+@pytest.mark.parametrize("op, device, entry, dtype", GRID)
+def test_implementation_equals_reference(op: str, device: str, entry: table.Entry, dtype: torch.dtype) -> None:
+    if why := table.why_missing(entry):
+        pytest.skip(why)
+    reference = table.load(table.TABLE[op]["cpu"][-1])
+    torch.manual_seed(0)
+    for arguments in CASES[op](dtype):
+        ours = [x.clone().to(device) if torch.is_tensor(x) else x for x in arguments]
+        theirs = [x.clone() if torch.is_tensor(x) else x for x in arguments]
+        found, expected = table.load(entry)(*ours), reference(*theirs)
+        # pools are written in place, so arguments are compared as well as results
+        torch.testing.assert_close(_tensors(found, ours), _tensors(expected, theirs), **_close(dtype), equal_nan=True)
+        assert not any(x.isnan().any() for x in _tensors(found, []))
+
+
+def test_every_op_with_more_than_one_implementation_is_compared() -> None:
+    several = {op for op, kinds in table.TABLE.items() if any(len(entries) > 1 for entries in kinds.values())}
+    assert several == set(CASES)
+
+
+def _tensors(result: Any, arguments: list[Any]) -> list[Tensor]:
+    results = result if isinstance(result, tuple) else (result,)
+    return [x.cpu() for x in (*results, *arguments) if torch.is_tensor(x)]
+
+
+def _close(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
