@@ -157,19 +157,17 @@ def their_completions(generate: Generator, rows: list[dict[str, Any]]) -> None:
 Workload = tuple[str, Any, list[dict[str, Any]], Callable[[Generator, list[dict[str, Any]]], None], float]
 
 
+def scrambled(seed: int) -> str:
+    return " ".join(WORDS[(seed * 7 + j * (seed + 3)) % len(WORDS)] for j in range(64))
+
+
 def workloads(repeat: int) -> list[Workload]:
     """name, our program, its rows, their form, the aim. Rows differ from repeat to repeat: no run helps the next."""
     mark = f"Set {repeat}.\n"
     questions = [f"Q: What is the {a} of {c}?\nA:" for c in COUNTRIES for a in ASPECTS]
     prefix = mark + few_shot_prefix()
     few_shot = [{"text": prefix + question, "tokens": 8} for question in questions]
-    apart = [
-        {
-            "text": f"{i + 100 * repeat} " + " ".join(WORDS[(i * 7 + j * (i + 3)) % len(WORDS)] for j in range(64)),
-            "tokens": 32,
-        }
-        for i in range(32)
-    ]
+    apart = [{"text": f"{i + 100 * repeat} {scrambled(i)}", "tokens": 32} for i in range(32)]
     chats = [{"country": f"{country} ({repeat})"} for country in COUNTRIES]
     essays = [{"subject": f"{country} {repeat}"} for country in COUNTRIES[:12]]
     trees = [{"task": f"{task} {repeat}"} for task in TASKS]

@@ -79,7 +79,7 @@ def serve(
     endpoint = endpoint or default_endpoint()
     errors.print(f"connect with: [bold]branchwork.connect({endpoint!r})[/]", highlight=False)
     errors.print("Ctrl-C ends the runtime")
-    arguments = gateway.arguments(model=model, endpoint=endpoint, options=option or [], curve_keys=curve_keys)
+    arguments = gateway.Arguments(model, endpoint, option or [], curve_keys)
     raise typer.Exit(asyncio.run(gateway.serve(arguments)))
 
 

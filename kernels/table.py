@@ -47,7 +47,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
     "add_rms_norm": _row("add_rms_norm", "norm", _native("add_rms_norm")),
     "rope": _row("rope", "rope", _native("rope")),
     "silu_mul": _row("silu_mul", "activation", _native("silu_mul")),
-    "linear": _row("linear", "linear"),
+    "linear": _row("linear", "linear", Entry("torch", "cpu.linear", "linear")),
     "embedding": _row("embedding", "linear"),
     "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv")),
     "rope_store_kv": _row("rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv")),

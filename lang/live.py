@@ -63,6 +63,7 @@ class LiveProgram:
     """Dropping the last reference cancels what still runs."""
 
     def __init__(self, backend: Backend) -> None:
+        self.backend = backend  # must not be dropped while a program runs on it
         self.machine = Program(backend.frames)
         self.changed = threading.Condition()
         self.version = 0  # goes up with every change, so that nobody who waits can miss one

@@ -7,6 +7,7 @@ The thread is a daemon, starts on first use, and starts anew in a forked child.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -73,5 +74,7 @@ def run(work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
     future = asyncio.run_coroutine_threadsafe(work, get())
     try:
         return future.result(timeout)
+    except concurrent.futures.TimeoutError:  # another class than TimeoutError before Python 3.11
+        raise TimeoutError from None
     finally:
         future.cancel()

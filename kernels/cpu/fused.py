@@ -79,7 +79,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [T, H, D] and k [T, KVH, D] rotated (rotate-half) by cos and sin [T, D/2] float32; any stride between tokens."""
+    """q [T, H, D] and k [T, KVH, D] rotated (rotate-half) by cos, sin [T, D/2] float32; any stride between tokens."""
     element = _element(q, k)
     _check_angles(q, cos, sin)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)

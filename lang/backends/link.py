@@ -8,6 +8,7 @@ turns of the loop leaves together, nodes of one branch as one message. `gate` gu
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import threading
@@ -52,6 +53,14 @@ PING = 2.0  # seconds between questions while programs are open, so that the gat
 SILENCE = 60.0  # seconds without any message, in spite of the questions, after which the runtime counts as lost
 LOOK = 0.2  # seconds between looks at an owned process
 Progress = Callable[[str, float], None]
+
+
+@functools.lru_cache(maxsize=1)
+def _context() -> zmq.asyncio.Context:
+    return zmq.asyncio.Context()
+
+
+os.register_at_fork(after_in_child=_context.cache_clear)
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ class Link:
             loop.post(self._flush)
 
     def lay(self, program: int, branch: int, nodes: Sequence[Laid]) -> None:
-        """Send nodes as credit allows; blocks the caller without any. When the runtime is lost its sink has been told."""
+        """Send nodes as credit allows; blocks the caller without any. Of a lost runtime the sink has been told."""
         left = tuple(nodes)
         while left:
             with self.gate:
@@ -133,7 +142,9 @@ class Link:
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            raise RuntimeUnavailable(f"the connection to {self.endpoint} belongs to a parent process; connect again here")
+            raise RuntimeUnavailable(
+                f"the connection to {self.endpoint} belongs to a parent process; connect again here"
+            )
 
     # --- the loop's thread
 
@@ -142,7 +153,13 @@ class Link:
 
         Raises RuntimeUnavailable, Refused; RuntimeLost when an owned runtime ends.
         """
-        self._socket = self._dial()
+        try:
+            self._socket = self._dial()
+        except zmq.ZMQError as error:
+            raise RuntimeUnavailable(
+                f"{self.endpoint!r} cannot be connected to ({error}); give an endpoint like ipc:///path/to/socket "
+                "or tcp://127.0.0.1:5555, and keys in Z85 if any"
+            ) from None
         self._socket.send(encode(Hello(VERSION, token, f"python {os.getpid()}")))
         try:
             welcome = await self._welcome(timeout, progress)
@@ -150,13 +167,16 @@ class Link:
             self._end(Lost("closed", f"The connection to {self.endpoint} was never ready."))
             raise
         self._free = welcome.window
+        while await self._events.poll(0):  # breaks before the welcome are over and done with
+            await recv_monitor_message(self._events)
         here = asyncio.get_running_loop()
         self._tasks = [here.create_task(work) for work in (self._listen(), self._monitor(), self._watch())]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
         return welcome.model
 
     def _dial(self) -> zmq.asyncio.Socket:
-        self._context = zmq.asyncio.Context()
-        socket = self._context.socket(zmq.DEALER)
+        socket = _context().socket(zmq.DEALER)
         socket.linger = 200  # ms for the last Close messages
         socket.sndhwm = socket.rcvhwm = 0  # credit bounds what is under way
         socket.maxmsgsize = 4 * MAX_FRAME
@@ -242,6 +262,8 @@ class Link:
 
     async def _monitor(self) -> None:
         await recv_monitor_message(self._events)
+        if self._owner is not None:
+            await asyncio.sleep(LOOK)  # the socket goes before the process: then its last words are there
         ended = self._owner() if self._owner is not None else None
         self._end(Lost("runtime_lost", ended or f"The runtime at {self.endpoint} closed the connection or ended."))
 
@@ -304,8 +326,8 @@ class Link:
         if self.lost is not None:
             return
         if why.code == "closed":
-            for program in list(self._sinks):
-                self._outbox.append(Close(program))
+            with self.gate:
+                self._outbox += [Close(program) for program in self._sinks]
             self._flush()
         with self.gate:
             self.lost = why
@@ -321,7 +343,12 @@ class Link:
         self._socket.disable_monitor()
         self._events.close(0)
         self._socket.close()
-        self._context.term() if why.code != "closed" else self._context.destroy()
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A fault of this client must not leave anybody waiting."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._end(Lost("runtime_lost", f"The client failed on {self.endpoint}: {type(error).__name__}: {error}."))
 
 
 def _merged(messages: list[ClientMessage]) -> list[ClientMessage]:

@@ -35,7 +35,9 @@ Masks = Tensor | NDArray[np.int32]
 class Draws(Protocol):
     """What the runner needs of sampling. logits float32 [N, V], one row of the plan each."""
 
-    def draw(self, logits: Tensor, rows: Sequence[Row], masks: Masks | None) -> list[Drawn]: ...
+    def draw(
+        self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None, masked: Sequence[int] | None = None
+    ) -> list[Drawn]: ...
 
 
 class Pending:
@@ -48,13 +50,17 @@ class Pending:
         self._hidden = hidden  # [drawing rows + known tokens, C]
         self._sampler = sampler
 
-    def collect(self, masks: Masks | None = None) -> Result:
-        """Draw and score. masks: bit = allowed, int32 [rows with a shape, ceil(V / 32)], or None for all allowed."""
+    def collect(self, masks: Masks | None = None, masked: Sequence[int] | None = None) -> Result:
+        """Draw and score. masks: bit = allowed, int32 [n, ceil(V / 32)], or None for all allowed.
+
+        masked: which of the rows that have a shape the masks belong to, counted among those; None for each of them.
+        Raises what the sampler raises for rows that have no token to draw.
+        """
         plan, drawing = self._plan, self._wanted.drawing
         drawn: list[Drawn] = []
         if drawing:
             logits = self._model.logits(self._hidden[: len(drawing)])
-            drawn = self._sampler.draw(logits, [plan.rows[r] for r in drawing], masks)
+            drawn = self._sampler.draw(logits, [plan.rows[r] for r in drawing], masks, masked)
         if len(drawing) == len(plan.rows) and not self._wanted.known:
             return Result(plan.step, tuple(drawn))
         by_row = dict(zip(drawing, drawn))

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import zmq
 import zmq.asyncio
@@ -31,7 +32,17 @@ from branchwork.runtime.programs.host import Host
 REFUSAL_TIME = 5.0  # seconds that a failed gateway stays to tell clients why
 
 
-async def serve(arguments: argparse.Namespace) -> int:
+class Arguments(NamedTuple):
+    """endpoint: ipc:///path or tcp://host:port. options: name=value strings. watch_stdin: end when stdin ends."""
+
+    model: str
+    endpoint: str
+    options: list[str]
+    curve_keys: Path | None = None
+    watch_stdin: bool = False
+
+
+async def serve(arguments: Arguments) -> int:
     """Bind, start the engine, serve until told to stop. The exit status."""
     folder = Path(tempfile.mkdtemp(prefix="branchwork-"))  # created 0700: only its user can enter
     server: Server | None = None
@@ -71,8 +82,8 @@ async def serve(arguments: argparse.Namespace) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _run(arguments: argparse.Namespace, folder: Path, server: Server) -> None:
-    config = parse([f"model={arguments.model}", *arguments.option])
+async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
+    config = parse([f"model={arguments.model}", *arguments.options])
     server.loading("finding the model", 0.0)
     loop = asyncio.get_running_loop()
 
@@ -85,7 +96,7 @@ async def _run(arguments: argparse.Namespace, folder: Path, server: Server) -> N
     ends = eos_ids(directory)
     host = Host(texts, model_frames, eos=ends, max_branches=config.max_branches, emit=server.emit)
     supervisor = Supervisor(
-        _engine_command(config, directory, arguments.option),
+        _engine_command(config, directory, arguments.options),
         folder,
         threads=config.threads or cores(),
         restarts=config.restarts,
@@ -126,24 +137,14 @@ def _on_stdin(stopping: asyncio.Event) -> None:
         stopping.set()
 
 
-def arguments(
-    *, model: str, endpoint: str, options: list[str], curve_keys: Path | None = None, watch_stdin: bool = False
-) -> argparse.Namespace:
-    """What `serve` takes, for callers in this process."""
-    return argparse.Namespace(
-        model=model, endpoint=endpoint, option=options, curve_keys=curve_keys, watch_stdin=watch_stdin
-    )
-
-
 def main() -> None:
-    """Entry of the process; see `branchwork serve` for the person's face of it."""
+    """Entry of a process that belongs to another one; a person starts `branchwork serve`."""
     parser = argparse.ArgumentParser(prog="branchwork.runtime.gateway.main")
     parser.add_argument("--model", default="sapling")
-    parser.add_argument("--endpoint", required=True, help="ipc:///path or tcp://127.0.0.1:port")
+    parser.add_argument("--endpoint", required=True)
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--curve-keys", type=Path, help="folder with server.key and authorized client keys")
-    parser.add_argument("--watch-stdin", action="store_true", help="end when standard input ends")
-    sys.exit(asyncio.run(serve(parser.parse_args())))
+    given = parser.parse_args()
+    sys.exit(asyncio.run(serve(Arguments(given.model, given.endpoint, given.option, watch_stdin=True))))
 
 
 if __name__ == "__main__":

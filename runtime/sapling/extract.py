@@ -141,9 +141,8 @@ def person_text(rng: Random, split: Split) -> tuple[str, dict[str, str | int]]:
             case "hobby":
                 record[field] = rng.choice(HOBBIES)
             case "email":
-                record[field] = (
-                    f"{name.split()[0].lower()}{rng.choice(('', '.', '_'))}{number(rng, 2)}@{invent(rng, split).lower()}.com"
-                )
+                mailbox = f"{name.split()[0]}{rng.choice(('', '.', '_'))}{number(rng, 2)}"
+                record[field] = f"{mailbox}@{invent(rng, split)}.com".lower()
             case _:
                 record[field] = rng.choice(COLORS)
         clauses.append(CLAUSES[field].pick(rng, split).format(v=shown or record[field]))

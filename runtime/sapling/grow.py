@@ -43,8 +43,8 @@ class Recipe:
     micro: int = 4096  # tokens of one forward
     batch: int = 4096  # tokens of one step
     vocabulary_samples: int = 24_000
-    muon_lr: float = 0.006
-    adam_lr: float = 0.003
+    muon_lr: float = 0.01
+    adam_lr: float = 0.004
     weight_decay: float = 0.05
     warmup: float = 0.02
     decay_from: float = 0.55

@@ -19,11 +19,11 @@ class Shape:
 
     vocab: int = 3072
     layers: int = 6
-    hidden: int = 256
-    heads: int = 8
-    kv_heads: int = 4
+    hidden: int = 192
+    heads: int = 6
+    kv_heads: int = 3
     head_dim: int = 32
-    ffn: int = 640
+    ffn: int = 448
     context: int = 2048
     theta: float = 10000.0
     eps: float = 1e-5

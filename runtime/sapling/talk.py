@@ -104,7 +104,8 @@ SMALL_TALK: tuple[tuple[Phrases, str], ...] = (
             ("Write a poem.", "Write a short poem about trees.", "A poem, please.", "Write me a poem about a tree."),
             ("Can you write a poem?",),
         ),
-        "A seed fell down, the rain came too,\nA root went deep, a stem came through,\nIt spread its branches, one by one,\nAnd every leaf looked for the sun.",
+        "A seed fell down, the rain came too,\nA root went deep, a stem came through,\n"
+        "It spread its branches, one by one,\nAnd every leaf looked for the sun.",
     ),
     (
         Phrases(

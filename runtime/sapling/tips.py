@@ -11,7 +11,7 @@ from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, is_held, system
 
 # topic|other wordings, then lines of: tip|why|how
 TEXT = """staying healthy|being healthy|good health
-Drink enough water|Your body needs water to carry food to every cell|Keep a glass on your desk and fill it every two hours
+Drink enough water|Your body needs water to carry food to every cell|Keep a full glass on your desk
 Sleep eight hours|Sleep repairs the body and clears the mind|Go to bed at the same time every night
 Eat vegetables every day|Vegetables give you vitamins and fiber|Add one green vegetable to every lunch and dinner
 Move your body often|Movement keeps the heart and the muscles strong|Walk for thirty minutes every day

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from branchwork import kernels
 from branchwork.kernels import table
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -88,11 +89,21 @@ def attention(dtype: torch.dtype) -> list[list[Any]]:
     return cases
 
 
+def product(dtype: torch.dtype) -> list[list[Any]]:
+    sizes = ((1, 8, 16), (3, 40, 33), (6, 5, 64))
+    return [
+        [uniform(t, k, dtype=dtype), uniform(n, k, dtype=dtype), b]
+        for t, n, k in sizes
+        for b in (None, uniform(n, dtype=dtype))
+    ]
+
+
 CASES: dict[str, Callable[[torch.dtype], list[list[Any]]]] = {
     "rms_norm": norm,
     "add_rms_norm": add_norm,
     "rope": rotary,
     "silu_mul": gated,
+    "linear": product,
     "store_kv": storing,
     "rope_store_kv": rotary_storing,
     "paged_attention": attention,
@@ -126,3 +137,20 @@ def _tensors(result: Any, arguments: list[Any]) -> list[Tensor]:
 
 def _close(dtype: torch.dtype) -> dict[str, float]:
     return {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL's products are known to the bit")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_of_a_product_does_not_depend_on_the_others(dtype: torch.dtype, threads: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(70, 96).to(dtype), torch.randn(200, 96).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = torch.cat([kernels.linear(row[None], weight) for row in x])
+        for count in range(1, 71):
+            first = 70 - count
+            assert torch.equal(kernels.linear(x[first:], weight), alone[first:]), f"{count} rows"
+    finally:
+        torch.set_num_threads(before)

@@ -71,11 +71,13 @@ def test_masks_reach_the_rows_that_draw() -> None:
         Row(1, 0, [5], [1]),
         Row(2, 0, [5], [2], shape=GREEDY, position=1),
     )
-    masks = torch.full((2, 10), -1, dtype=torch.int32)
-    masks[1] = 0
-    masks[1, 40 // 32] = 1 << (40 % 32)
-    found = [drawn.token for drawn in make_runner().launch(Plan(0, rows)).collect(masks).rows]
-    assert found == [log_probabilities([5])[-1].argmax().item(), -1, 40]
+    only_40 = torch.zeros(1, 10, dtype=torch.int32)
+    only_40[0, 40 // 32] = 1 << (40 % 32)
+    everything = torch.full((1, 10), -1, dtype=torch.int32)
+    expected = [log_probabilities([5])[-1].argmax().item(), -1, 40]
+    for masks, masked in ((torch.cat((everything, only_40)), None), (only_40, [1])):
+        result = make_runner().launch(Plan(0, rows)).collect(masks, masked)
+        assert [drawn.token for drawn in result.rows] == expected
 
 
 def test_more_pages_than_memory_is_refused_with_both_figures() -> None:

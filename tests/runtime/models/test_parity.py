@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from branchwork.kernels.cpu import attention
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.execution.inputs import Inputs
 from branchwork.runtime.execution.runner import Runner
@@ -111,7 +111,18 @@ def test_rows_may_read_pages_that_another_row_of_the_same_step_writes() -> None:
     assert together == expected_logits("qwen2", ids)[-1].argmax().item()
 
 
-def test_bfloat16_weights_stay_near_float32(tmp_path: Path) -> None:
+@pytest.mark.skipif(not (attention.available and torch.backends.mkl.is_available()), reason="needs the native library")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+def test_logits_are_the_same_to_the_bit_however_the_work_is_cut(name: str, dtype: str) -> None:
+    """What was cached, batched or split must not show in the output."""
+    model, ids = load_model(checkpoint(name), dtype=dtype), prompt(41, seed=3)
+    whole = all_logits(model, ids, 1, len(ids))
+    for page_size, chunk in ((1, 1), (1, 7), (4, 3), (16, 5)):
+        assert torch.equal(all_logits(model, ids, page_size, chunk), whole), f"page size {page_size}, chunks of {chunk}"
+
+
+def test_bfloat16_weights_stay_near_float32() -> None:
     ids = prompt(30, seed=2)
     found = all_logits(load_model(checkpoint("llama"), dtype="bfloat16"), ids, 4, 7)
     expected = expected_logits("llama", ids)

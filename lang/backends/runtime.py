@@ -1,0 +1,239 @@
+"""Our own runtime as a backend: connect to one that serves, or start one for this program.
+
+Knows: endpoints, keys, the runtime's command line. Must not know: the runtime's code, messages' contents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from branchwork.lang import loop
+from branchwork.lang.backend import Session, Sink
+from branchwork.lang.backends.link import Keys, Link
+from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeStartError
+from branchwork.lang.ir import Laid
+from branchwork.lang.protocol import Cancel, ChatFrames, ModelInfo
+
+IPC_PATH = 100  # bytes that every platform allows in the path of a socket
+LAST_WORDS = 2000  # characters of a dead runtime's log that go into an error
+
+
+class RuntimeBackend:
+    """Programs run on the runtime behind `link`. Made by connect() and Runtime()."""
+
+    def __init__(self, link: Link, model: ModelInfo) -> None:
+        self.model = model
+        self._link = link
+        self._finalizer = weakref.finalize(self, link.close_soon)
+
+    @property
+    def endpoint(self) -> str:
+        return self._link.endpoint
+
+    @property
+    def frames(self) -> ChatFrames:
+        return self.model.frames
+
+    def open(self, sink: Sink) -> Session:
+        """Raises RuntimeLost when the connection is over."""
+        return _RuntimeSession(self._link, self._link.open(sink))
+
+    def stats(self, timeout: float = 10.0) -> dict[str, Any]:
+        """The runtime's counters. Raises RuntimeLost, BackendError."""
+        return self._link.ask("stats", timeout)
+
+    def flush_cache(self, timeout: float = 60.0) -> dict[str, Any]:
+        """Drop every cached prefix that nobody uses. Raises RuntimeLost, BackendError."""
+        return self._link.ask("flush_cache", timeout)
+
+    def close(self) -> None:
+        """End the connection; programs that still run on it fail with code closed."""
+        self._finalizer()
+
+
+class _RuntimeSession:
+    def __init__(self, link: Link, program: int) -> None:
+        self._link, self._program = link, program
+
+    def lay(self, branch: int, nodes: Sequence[Laid]) -> None:
+        self._link.lay(self._program, branch, nodes)
+
+    def cancel(self, branch: int | None) -> None:
+        self._link.put(Cancel(self._program, branch))
+
+    def close(self) -> None:
+        self._link.forget_soon(self._program)
+
+
+def connect(
+    endpoint: str,
+    *,
+    token: str = "",
+    timeout: float = 10.0,
+    server_key: str = "",
+    public_key: str = "",
+    secret_key: str = "",
+) -> RuntimeBackend:
+    """Connect to a runtime that serves at `endpoint` (ipc://path, tcp://host:port).
+
+    token: the runtime's shared secret on loopback TCP. server_key: its public CURVE key (Z85), needed for any other
+    host; public_key and secret_key: this client's pair where the runtime admits only known clients.
+    timeout: seconds without a sign of life. Raises RuntimeUnavailable, Refused.
+    """
+    if not server_key and not _is_private(endpoint):
+        raise Refused(
+            "unencrypted",
+            f"{endpoint} leaves this machine and would go unencrypted; pass server_key= (the runtime's public CURVE "
+            "key), or reach it through a tunnel to 127.0.0.1",
+        )
+    link = Link(endpoint, Keys(server_key, public_key, secret_key) if server_key else None)
+    return RuntimeBackend(link, loop.run(link.start(token, timeout, None)))
+
+
+def _is_private(endpoint: str) -> bool:
+    """Whether what is sent to an endpoint stays on this machine."""
+    parts = urlsplit(endpoint)
+    if parts.scheme in ("ipc", "inproc"):
+        return True
+    if parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+class Runtime:
+    """A runtime of `model`, started by this program and ended with it.
+
+    options are the runtime's own (page_size=16, ...) and are handed on as name=value. progress: print loading stages.
+    start_timeout: seconds without a sign of life while it loads. Raises RuntimeStartError with the runtime's own words.
+    It listens on a socket in a folder that only this user can enter.
+    """
+
+    def __init__(
+        self, model: str = "sapling", *, progress: bool = False, start_timeout: float = 120.0, **options: Any
+    ) -> None:
+        self._folder = Path(_private_folder())
+        self._process = _spawn(model, f"ipc://{self._folder}/runtime", options, self._folder / "log")
+        ended = _Obituary(self._process, self._folder / "log")
+        link = Link(f"ipc://{self._folder}/runtime", owner=ended)
+        self._finalizer = weakref.finalize(self, _end, self._process, link, self._folder)
+        try:
+            info = loop.run(link.start("", start_timeout, _print_stage if progress else None))
+        except BackendError as error:
+            said = "" if isinstance(error, (Refused, RuntimeLost)) else ended.last_words()
+            self.shutdown()
+            raise RuntimeStartError(f"the runtime for model {model!r} did not start: {error}{said}") from None
+        except BaseException:
+            self.shutdown()
+            raise
+        self._backend = RuntimeBackend(link, info)
+
+    @property
+    def endpoint(self) -> str:
+        return self._backend.endpoint
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._backend.model
+
+    @property
+    def frames(self) -> ChatFrames:
+        return self._backend.frames
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def open(self, sink: Sink) -> Session:
+        return self._backend.open(sink)
+
+    def stats(self) -> dict[str, Any]:
+        """The runtime's counters. Raises RuntimeLost, BackendError."""
+        return self._backend.stats()
+
+    def flush_cache(self) -> dict[str, Any]:
+        """Drop every cached prefix that nobody uses. Raises RuntimeLost, BackendError."""
+        return self._backend.flush_cache()
+
+    def shutdown(self) -> None:
+        """End the runtime and wait for it; programs that still run on it fail. Safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+class _Obituary:
+    """Tells why an owned process has ended, or None while it runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self._process, self._log = process, log
+
+    def __call__(self) -> str | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
+        return f"The runtime (process {self._process.pid}) {how}.{self.last_words()}"
+
+    def last_words(self) -> str:
+        text = self._log.read_text(errors="replace").strip() if self._log.exists() else ""
+        return f" Its last words:\n{text[-LAST_WORDS:]}" if text else ""
+
+
+def _private_folder() -> str:
+    """A new folder that only this user may enter, with a path short enough for a socket in it."""
+    folder = tempfile.mkdtemp(prefix="branchwork-")
+    if len(os.fsencode(folder)) > IPC_PATH - len("/runtime"):
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="branchwork-", dir="/tmp")
+    return folder
+
+
+def _spawn(model: str, endpoint: str, options: dict[str, Any], log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "branchwork.runtime.gateway.main", "--model", model, "--endpoint", endpoint]
+    for name, value in options.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        command += ["--option", f"{name}={text}"] if value is not None else []
+    with log.open("wb") as out:
+        # A session of its own: Ctrl-C at the terminal is for the program, which then ends the runtime itself.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+
+
+def _end(process: subprocess.Popen[bytes], link: Link, folder: Path) -> None:
+    """Close the connection, then the runtime's stdin (its sign to end), then insist."""
+    link.close_soon()
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            process.stdin.close()
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(5)
+            break
+        except subprocess.TimeoutExpired:
+            insist()
+    process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _print_stage(stage: str, fraction: float) -> None:
+    print(f"branchwork: {stage} {fraction:.0%}", file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""From a step's logits to one token a row: mask, penalties, temperature, filters, draw, in that order.
+
+Knows: rows of a plan, logits, masks. Must not know: requests' lives, grammars, how logits were made.
+A draw is a pure function of (logits, mask, Shape, Row.position): no generator has state, no row sees another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from branchwork.kernels.cpu import sample as native
+from branchwork.kernels.reference import sample as reference
+from branchwork.runtime.plan import Drawn, Row
+from branchwork.runtime.sampling.logprobs import known_scores
+from branchwork.runtime.wire import Shape, TokenScore
+
+
+class SamplingError(RuntimeError):
+    """Some rows have no token to draw: `requests` says whose and why; `drawn` has all rows' results, token -1 for them.
+
+    The other rows' draws are valid: the engine may keep them and end only the failed requests.
+    """
+
+    def __init__(self, requests: dict[int, str], drawn: list[Drawn]) -> None:
+        super().__init__("; ".join(f"request {request}: {reason}" for request, reason in requests.items()))
+        self.requests = requests
+        self.drawn = drawn
+
+
+_REASONS = {
+    reference.NOT_FINITE: "the model's logits hold NaN or infinity",
+    reference.ALL_MASKED: "no token is allowed by the constraint's mask and the logits",
+}
+
+
+class Sampler:
+    """Draws tokens 0 .. vocab-1; logits beyond (a padded output layer's) are never read."""
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab = vocab
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[Row],
+        masks: torch.Tensor | npt.NDArray[np.int32] | None = None,
+        masked: Sequence[int] | None = None,
+    ) -> list[Drawn]:
+        """One Drawn for each of `rows` (all with a shape), in order; logits [N, >= vocab] float32 are left as they are.
+
+        masks: int32 bitmasks [n, >= ceil(vocab / 32)], bit set = token allowed. masked: the n row indices they belong
+        to (other rows are free and pay nothing); None when there is one for every row.
+
+        Raises SamplingError naming the requests whose logits are not finite or whose mask allows nothing.
+        """
+        if logits.shape[0] != len(rows) or logits.shape[1] < self.vocab:
+            raise ValueError(f"logits {tuple(logits.shape)} do not fit {len(rows)} rows of {self.vocab} tokens")
+        if not rows:
+            return []
+        logits = logits[:, : self.vocab]
+        shapes = [_shape(row) for row in rows]
+        tokens = self._tokens(logits, rows, shapes, *_masks_by_row(masks, masked, len(rows)))
+        scores = _drawn_scores(logits, rows, tokens)
+        drawn = [Drawn(token=max(token, -1), score=score) for token, score in zip(tokens, scores, strict=True)]
+        failed = {row.request: _REASONS[token] for row, token in zip(rows, tokens, strict=True) if token < 0}
+        if failed:
+            raise SamplingError(failed, drawn)
+        return drawn
+
+    def _tokens(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[Row],
+        shapes: list[Shape],
+        masks: torch.Tensor | None,
+        mask_of: npt.NDArray[np.int64] | None,
+    ) -> list[int]:
+        draws = _draws(rows, shapes)
+        sample = native.sample if native.available and logits.device.type == "cpu" else reference.sample
+        penalised = [i for i, shape in enumerate(shapes) if _has_penalties(shape)]
+        if not penalised:
+            return sample(logits, draws, np.arange(len(rows)), masks, mask_of).tolist()
+        changed = logits[penalised]  # a copy: scores want the logits as the model gave them
+        for x, i in zip(changed, penalised, strict=True):
+            shape = shapes[i]
+            penalties = shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty
+            reference.penalise(x, rows[i].answer_history, rows[i].prompt_history, *penalties)
+        tokens = np.empty(len(rows), dtype=np.int64)
+        free = np.setdiff1d(np.arange(len(rows)), penalised)
+        for source, at, which in ((changed, np.arange(len(penalised)), np.array(penalised)), (logits, free, free)):
+            part = reference.Draws(*[values[which] for values in draws])
+            tokens[which] = sample(source, part, at, masks, None if mask_of is None else mask_of[which])
+        return tokens.tolist()
+
+
+def _shape(row: Row) -> Shape:
+    if row.shape is None:
+        raise ValueError(f"a row of request {row.request} has no shape to draw with")
+    return row.shape
+
+
+def _has_penalties(shape: Shape) -> bool:
+    return shape.frequency_penalty != 0.0 or shape.presence_penalty != 0.0 or shape.repetition_penalty != 1.0
+
+
+def _draws(rows: Sequence[Row], shapes: list[Shape]) -> reference.Draws:
+    def column(values: list[Any], dtype: type[Any]) -> npt.NDArray[Any]:
+        return np.array(values, dtype=dtype)
+
+    return reference.Draws(
+        column([shape.temperature for shape in shapes], np.float32),
+        column([min(shape.top_k, 1 << 30) for shape in shapes], np.int32),
+        column([shape.top_p for shape in shapes], np.float32),
+        column([shape.min_p for shape in shapes], np.float32),
+        reference.uniforms([shape.seed for shape in shapes], [row.position for row in rows]),
+    )
+
+
+def _masks_by_row(
+    masks: torch.Tensor | npt.NDArray[np.int32] | None, masked: Sequence[int] | None, count: int
+) -> tuple[torch.Tensor | None, npt.NDArray[np.int64] | None]:
+    """The masks as a tensor, and for each row the index of its mask or -1."""
+    if masks is None:
+        return None, None
+    words = torch.from_numpy(masks) if isinstance(masks, np.ndarray) else masks
+    if masked is None:
+        masked = range(count)
+    if len(masked) != words.shape[0]:
+        raise ValueError(f"{words.shape[0]} masks for {len(masked)} rows")
+    mask_of = np.full(count, -1, dtype=np.int64)
+    mask_of[list(masked)] = np.arange(len(masked))
+    return words, mask_of
+
+
+def _drawn_scores(logits: torch.Tensor, rows: Sequence[Row], tokens: list[int]) -> list[TokenScore | None]:
+    """The scores of the drawn tokens of those rows that ask for them."""
+    scores: list[TokenScore | None] = [None] * len(rows)
+    wanted = [i for i, row in enumerate(rows) if row.logprobs >= 0 and tokens[i] >= 0]
+    if wanted:
+        widest = max(rows[i].logprobs for i in wanted)
+        chosen = logits if len(wanted) == len(rows) else logits[wanted]
+        for i, score in zip(wanted, known_scores(chosen, [tokens[i] for i in wanted], widest), strict=True):
+            scores[i] = TokenScore(score.id, score.logprob, score.top[: rows[i].logprobs])
+    return scores
