@@ -18,7 +18,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.utils import logging as transformers_logging
 
-transformers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 VOCAB = 320
 _SIZES: dict[str, Any] = {
@@ -42,7 +42,13 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-_YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 4.0,
+}
 
 # name -> (transformers config class, what differs from _SIZES)
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,7 +84,7 @@ def checkpoint(name: str) -> Path:
     config = getattr(transformers, config_class)(**{**_SIZES, **changes})
     config._attn_implementation = "eager"
     torch.manual_seed(len(name))
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     for parameter in model.parameters():  # biases and norms start as constants, which would hide that they are ignored
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, -0.3, 1.2)
@@ -95,7 +101,7 @@ def copy_of(name: str, where: Path) -> Path:
 @cache
 def reference(name: str) -> Any:
     """The same checkpoint as transformers runs it, float32."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         checkpoint(name), dtype=torch.float32, attn_implementation="eager"
     )
     return model.eval()

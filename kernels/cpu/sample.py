@@ -5,6 +5,8 @@ Knows: addresses of logits and masks, numbers per row. Must not know: requests, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -43,15 +45,21 @@ def sample(
             raise ValueError(f"masks must be int32 [n, >= {-(-vocab // 32)}] in CPU memory, got {tuple(masks.shape)}")
         mask_addresses = np.where(mask_of >= 0, masks.data_ptr() + mask_of * (4 * masks.stride(0)), 0)
     tokens = np.empty(count, dtype=np.int64)
-    arrays = (
-        addresses, mask_addresses, draws.temperature, draws.top_p, draws.min_p, draws.top_k, draws.uniform, tokens,
-    )  # fmt: skip
-    wanted = (np.int64, np.int64, np.float32, np.float32, np.float32, np.int32, np.float64, np.int64)
-    for array, dtype in zip(arrays, wanted, strict=True):
+    pairs: tuple[tuple[npt.NDArray[Any], type[Any]], ...] = (
+        (addresses, np.int64),
+        (mask_addresses, np.int64),
+        (draws.temperature, np.float32),
+        (draws.top_p, np.float32),
+        (draws.min_p, np.float32),
+        (draws.top_k, np.int32),
+        (draws.uniform, np.float64),
+        (tokens, np.int64),
+    )
+    for array, dtype in pairs:
         if array.dtype != dtype or array.shape != (count,) or not array.flags.c_contiguous:
             raise ValueError(
                 f"draws must be contiguous arrays [{count}] of their types, got {array.dtype} {array.shape}"
             )
-    call = native.SAMPLING.pack(*[array.ctypes.data for array in arrays], count, vocab)
+    call = native.SAMPLING.pack(*[array.ctypes.data for array, _ in pairs], count, vocab)
     native.check(native.library().bw_sample(call))
     return tokens

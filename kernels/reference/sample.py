@@ -35,7 +35,8 @@ class Draws(NamedTuple):
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(31))
+    return x
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -46,7 +47,8 @@ def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.f
     seed = np.array([value & 0xFFFFFFFFFFFFFFFF for value in seeds], dtype=np.uint64)
     counter = np.array(positions, dtype=np.uint64) + np.uint64(1)
     bits = _mix(_mix(seed + _GOLDEN) + counter * _GOLDEN)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    u: npt.NDArray[np.float64] = (bits >> np.uint64(11)) * 2.0**-53
+    return u
 
 
 def penalise(

@@ -84,7 +84,7 @@ class Sampler:
         sample = native.sample if native.available and logits.device.type == "cpu" else reference.sample
         penalised = [i for i, shape in enumerate(shapes) if _has_penalties(shape)]
         if not penalised:
-            return sample(logits, draws, np.arange(len(rows)), masks, mask_of).tolist()
+            return _ints(sample(logits, draws, np.arange(len(rows)), masks, mask_of))
         changed = logits[penalised]  # a copy: scores want the logits as the model gave them
         for x, i in zip(changed, penalised, strict=True):
             shape = shapes[i]
@@ -95,7 +95,12 @@ class Sampler:
         for source, at, which in ((changed, np.arange(len(penalised)), np.array(penalised)), (logits, free, free)):
             part = reference.Draws(*[values[which] for values in draws])
             tokens[which] = sample(source, part, at, masks, None if mask_of is None else mask_of[which])
-        return tokens.tolist()
+        return _ints(tokens)
+
+
+def _ints(tokens: npt.NDArray[np.int64]) -> list[int]:
+    values: list[int] = tokens.tolist()
+    return values
 
 
 def _shape(row: Row) -> Shape:

@@ -90,12 +90,12 @@ class Planner:
         self._admit(step, number, None)
         return step.jobs
 
-    def drop(self, request: Request, seal: bool = True) -> None:
-        """Forget a request and free its lease at once; with `seal` the tree keeps what was computed."""
+    def drop(self, request: Request) -> None:
+        """Forget a request and free its lease at once; the tree keeps what was computed."""
         if request in self.queue:
             self.queue.remove(request)
         else:
-            self._let_go(request, seal)
+            self._let_go(request)
 
     # --- rows
 
@@ -246,22 +246,21 @@ class Planner:
         self._preempt(victim, step)
 
     def _preempt(self, request: Request, step: Step) -> None:
-        self._let_go(request, seal=True)
+        self._let_go(request)
         request.computed = 0
         request.spend.preempted += 1
         self.preemptions += 1
         step.preempted = True
         self.queue.add(request)
 
-    def _let_go(self, request: Request, seal: bool) -> None:
+    def _let_go(self, request: Request) -> None:
         lease = request.lease
         assert lease is not None
         if request.options is not None:
             for private in request.options.leases.values():
                 self._cache.release(private)
             request.options.leases.clear()
-        if seal:
-            self._cache.seal(lease, request.known, request.computed)
+        self._cache.seal(lease, request.known, request.computed)
         self._cache.release(lease)
         request.lease = None
         del self.running[request.key]

@@ -82,7 +82,7 @@ class Scheduler:
         not have been computed."""
         numbers = list(self._live)
         for number in numbers:
-            self._retire(number, seal=False)
+            self._retire(number)
         self._planned.clear()
         self._cache.flush()
         return [Failed(number, code, message) for number in numbers]
@@ -113,8 +113,8 @@ class Scheduler:
                 self._scored(request, job.option, drawn, events)
                 continue
             request.computed = row.start + tokens
-            if drawn.known:
-                self._take_prompt_scores(request, drawn)
+            if drawn.known and request.answer is not None:
+                request.answer.prompt_scores += drawn.known
             if row.shape is not None:
                 self._drawn(request, drawn, events)
         self._totals["computed_tokens"] += computed
@@ -130,14 +130,6 @@ class Scheduler:
             events.append(self._finish(request, ending))
         elif (news := answer.news()) is not None:
             events.append(news)
-
-    def _take_prompt_scores(self, request: Request, drawn: Drawn) -> None:
-        answer = request.answer
-        assert answer is not None
-        first = answer.next_score(request.prompt)
-        assert first is not None
-        # A recomputed row runs on into the answer, whose tokens have their scores already.
-        answer.prompt_scores += drawn.known[: request.prompt - first]
 
     def _scored(self, request: Request, option: int, drawn: Drawn, events: list[Event]) -> None:
         options = request.options
@@ -162,10 +154,10 @@ class Scheduler:
         usage = request.spend.usage()
         return answer.finished(ending.reason, ending.matched, ending.length, ending.kept, usage)
 
-    def _retire(self, number: int, seal: bool = True) -> None:
+    def _retire(self, number: int) -> None:
         requests = self._live.pop(number)
         for request in requests:
-            self._planner.drop(request, seal)
+            self._planner.drop(request)
         self._totals["finished"] += 1
         self._totals["prompt_tokens"] += requests[0].spend.prompt
         self._totals["reused_tokens"] += requests[0].spend.reused

@@ -121,7 +121,10 @@ def test_implementation_equals_reference(op: str, device: str, entry: table.Entr
         theirs = [x.clone() if torch.is_tensor(x) else x for x in arguments]
         found, expected = table.load(entry)(*ours), reference(*theirs)
         # pools are written in place, so arguments are compared as well as results
-        torch.testing.assert_close(_tensors(found, ours), _tensors(expected, theirs), **_close(dtype), equal_nan=True)
+        close = TOLERANCE[dtype]
+        torch.testing.assert_close(
+            _tensors(found, ours), _tensors(expected, theirs), rtol=close, atol=close, equal_nan=True
+        )
         assert not any(x.isnan().any() for x in _tensors(found, []))
 
 
@@ -133,10 +136,6 @@ def test_every_op_with_more_than_one_implementation_is_compared() -> None:
 def _tensors(result: Any, arguments: list[Any]) -> list[Tensor]:
     results = result if isinstance(result, tuple) else (result,)
     return [x.cpu() for x in (*results, *arguments) if torch.is_tensor(x)]
-
-
-def _close(dtype: torch.dtype) -> dict[str, float]:
-    return {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL's products are known to the bit")

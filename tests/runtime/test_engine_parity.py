@@ -6,6 +6,7 @@ import random
 from array import array
 from functools import cache
 
+import msgspec
 import pytest
 import torch
 
@@ -71,8 +72,11 @@ def answers(engine: Engine, rounds: int = 1) -> list[list[list[int]]]:
             for i, ids in enumerate(prompts())
         ]
         engine.run(Once([*inbox]), events.extend)
-        done = {event.id % 100: list(event.ids) for event in events if isinstance(event, wire.Finished)}
-        found.append([done[i] for i in range(len(inbox))])
+        done: dict[int, list[int]] = {i: [] for i in range(len(inbox))}
+        for event in events:
+            assert isinstance(event, (wire.Tokens, wire.Finished))
+            done[event.id % 100] += event.ids
+        found.append(list(done.values()))
     return found
 
 
@@ -94,7 +98,7 @@ class Once:
 def test_greedy_ids_equal_transformers(name: str, setting: str) -> None:
     config = SETTINGS[setting]
     engine, _, _ = build(
-        Config(**{f: getattr(config, f) for f in config.__struct_fields__} | {"dtype": "float32", "threads": 1}),
+        msgspec.structs.replace(config, dtype="float32", threads=1),
         checkpoint(name),
         lambda stage, fraction: None,
     )

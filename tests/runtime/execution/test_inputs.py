@@ -79,7 +79,7 @@ def test_page_lists_may_grow_shrink_and_change_between_steps() -> None:
 
     def table() -> list[int]:
         ids = [0] * len(live)
-        return inputs.build(Plan(0, (Row(7, 0, ids, live),)))[0].page_table[0].tolist()  # type: ignore[no-any-return]
+        return inputs.build(Plan(0, (Row(7, 0, ids, live),)))[0].page_table[0].tolist()
 
     assert table() == live
     live.append(3)

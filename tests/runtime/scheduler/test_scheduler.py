@@ -203,7 +203,7 @@ def test_three_hundred_random_adds_and_cancels_hold_no_page() -> None:
         house.add(random_message(rng, number, shared))
         plan = house.scheduler.plan() if rng.random() < 0.8 else None
         if rng.random() < 0.5:
-            house.take(house.scheduler.cancel(rng.randrange(number + 1)))  # also between plan and commit
+            house.take(house.scheduler.cancel(number - rng.randrange(8)))  # also between plan and commit
             house.scheduler.check()
         if plan is not None:
             house.take(house.scheduler.commit(plan, house.runner.execute(plan)))
@@ -289,6 +289,18 @@ def test_prompt_logprobs_recompute_for_themselves_and_take_nothing_from_others()
     assert house.cache.stats().cached == cached, "the same ids are in the tree once"
 
 
+def test_a_short_prompt_waits_for_a_long_one_that_computes_its_prefix_anyway() -> None:
+    house = House(512, 1, budget=32)
+    house.add(submit(0, [n % VOCAB for n in range(300)], max_tokens=1))
+    house.step()
+    house.add(submit(1, [n % VOCAB for n in range(45)], max_tokens=1))
+    house.add(submit(2, [*range(32), 90, 91], max_tokens=1))
+    starts = [(row.request, row.start, len(row.ids)) for row in house.step()]
+    assert starts == [(2, 32, 2), (0, 32, 30)], "2 shares only what is there; 1 would compute 13 tokens twice"
+    house.drain()
+    assert house.runner.tokens == 300 + 1 + 2
+
+
 # --- order and fairness
 
 
@@ -342,6 +354,15 @@ def test_the_latest_of_the_lowest_priority_is_preempted_and_still_right() -> Non
     assert preempted[0] == 0 and preempted[2] > 0
 
 
+def test_nothing_is_admitted_that_would_cost_a_running_request_its_pages() -> None:
+    house = House(40, 1, budget=64)
+    house.add(submit(0, range(10), max_tokens=20))
+    house.step()
+    house.add(submit(1, range(40, 75), max_tokens=1))
+    house.drain()
+    assert house.scheduler.stats()["preemptions"] == 0
+
+
 # --- scores
 
 
@@ -372,6 +393,18 @@ def test_options_leave_running_answers_their_tokens() -> None:
         assert rows[0].request == 0
         assert sum(len(row.ids) for row in rows) <= 16 + 1
     expect(house, score)
+
+
+def test_cancelling_choices_under_way_frees_every_option_at_once() -> None:
+    house = House(64, 2)
+    house.add(Score(0, packed(range(9)), (packed([1, 2]), packed([3])), unconditional=True, neutral=packed([0, 1])))
+    plan = house.scheduler.plan()
+    assert plan is not None
+    house.take(house.scheduler.cancel(0))
+    house.scheduler.check()
+    assert house.cache.stats().leases == 0
+    assert house.scheduler.commit(plan, house.runner.execute(plan)) == [] and house.scheduler.idle
+    house.assert_nothing_held()
 
 
 # --- stops and events
