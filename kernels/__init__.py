@@ -15,6 +15,7 @@ __all__ = [
     "add_rms_norm",
     "embedding",
     "linear",
+    "pack_linear",
     "paged_attention",
     "report",
     "rms_norm",
@@ -53,8 +54,17 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]."""
+    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]. The weight may come from pack_linear."""
     out: Tensor = implementation("linear", x.device.type)(x, weight, bias)
+    return out
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """weight [N, K] in the layout that `linear` is fastest with on its device; of use to `linear` alone.
+
+    May be a copy: drop the original where nothing else needs it.
+    """
+    out: Tensor = implementation("pack_linear", weight.device.type)(weight)
     return out
 
 

@@ -42,12 +42,17 @@ def _native(op: str, file: str = "cpu.fused") -> Entry:
     return Entry("native", file, op, optional=True)
 
 
+def _onednn(op: str) -> Entry:
+    return Entry("onednn", "cpu.packed_linear", op, optional=True)
+
+
 TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
     "rms_norm": _row("rms_norm", "norm", _native("rms_norm")),
     "add_rms_norm": _row("add_rms_norm", "norm", _native("add_rms_norm")),
     "rope": _row("rope", "rope", _native("rope")),
     "silu_mul": _row("silu_mul", "activation", _native("silu_mul")),
-    "linear": _row("linear", "linear", Entry("torch", "cpu.linear", "linear")),
+    "linear": _row("linear", "linear", _onednn("linear"), Entry("torch", "cpu.linear", "linear")),
+    "pack_linear": _row("pack_linear", "linear", _onednn("pack_linear")),
     "embedding": _row("embedding", "linear"),
     "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv")),
     "rope_store_kv": _row("rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv")),

@@ -8,6 +8,7 @@ guards everything else; the loop's thread takes only `changed`, so a blocked lay
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -23,13 +24,13 @@ from branchwork.lang.machine import Program, Reply
 from branchwork.lang.protocol import Delta, Done, Failed
 from branchwork.lang.transcript import NodeFailed
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
+_OURS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, contextlib.__file__)
 
 
 def source_line() -> str:
-    """The "file:line" of the nearest caller outside this package."""
+    """The "file:line" of the nearest caller outside this package (and outside contextlib, for `with s.user():`)."""
     frame = sys._getframe(1)
-    while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+    while frame.f_code.co_filename.startswith(_OURS) and frame.f_back is not None:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

@@ -313,8 +313,7 @@ class Program:
                 self._define(track, at, name, [self._values[n][name] for n in nodes])
         elif node.mode == "concate_and_append":
             for child in node.children:
-                new = self.branch(child).segments[self.branch(child).inherited :]
-                track.branch.segments.extend(segment for segment in new if segment.node < at)
+                track.branch.concatenate(self.branch(child), at)
         else:
             raise Refusal("bad_join", f"unknown join mode {node.mode!r}; use gather_variable or concate_and_append")
         return True

@@ -5,6 +5,7 @@ Knows: text, chat frames. Must not know: nodes, who waits for what, tokens, back
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ Value = Any  # str, or a list of values (n samples, variables gathered by a join
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """A piece of a branch's transcript, appended by node `node`.
+    """A piece of a transcript, made by node `node` (which may be another branch's, after a fork or a join).
 
     origin: literal | frame | gen | select. special: the text may contain the model's special tokens (frames, and
     literals outside any role); never for text inside a role, for generated text, or for the text of a Ref.
@@ -64,11 +65,15 @@ def frame_of(frames: ChatFrames, role: str) -> Frame:
 
 @dataclass(slots=True)
 class Branch:
-    """A branch as others may read it. inherited: how many of its segments came from its parent."""
+    """A branch as others may read it. inherited: how many of its segments came from its parent.
+
+    stamps: for every segment the node of this branch that put it here, ascending (of a child's text: the join).
+    """
 
     id: int
     role: str | None = None
     segments: list[Segment] = field(default_factory=list)
+    stamps: list[int] = field(default_factory=list)
     variables: dict[str, Value] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
     forks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (segments before it, children)
@@ -90,6 +95,13 @@ class Branch:
     def append(self, text: str, origin: str, node: int, *, special: bool = False) -> None:
         if text:
             self.segments.append(Segment(text, origin, node, special))
+            self.stamps.append(node)
+
+    def concatenate(self, child: Branch, node: int) -> None:
+        """Append the text that a child got of its own from nodes before `node`."""
+        new = child.segments[child.inherited : bisect_left(child.stamps, node)]
+        self.segments += new
+        self.stamps += [node] * len(new)
 
     def begin_role(self, frames: ChatFrames, role: str, node: int) -> None:
         """Append the role's opening frame, before the first message also the template's start and default system."""
@@ -112,5 +124,6 @@ class Branch:
     def copy(self, parent: Branch) -> None:
         """Become a copy of `parent`: its segments, variables, role and turns."""
         self.role, self.inherited = parent.role, len(parent.segments)
-        self.segments, self.variables = list(parent.segments), dict(parent.variables)
+        self.segments, self.stamps = list(parent.segments), list(parent.stamps)
+        self.variables = dict(parent.variables)
         self.turns = list(parent.turns)

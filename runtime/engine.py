@@ -138,7 +138,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
     scheduler = Scheduler(
         PrefixCache(config.pages, config.page_size),
-        token_bytes(directory),
+        token_bytes(directory)[: spec.vocab],  # ids that the model cannot draw are not its vocabulary
         budget=config.budget,
         max_running=config.max_running,
         context=config.context,

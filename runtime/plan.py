@@ -18,7 +18,7 @@ from branchwork.runtime.wire import Shape, TokenScore
 class Row(msgspec.Struct, frozen=True):
     """Compute `ids` at positions start, start+1, ...; their KV goes into the slots that `pages` gives.
 
-    pages: page numbers of positions 0 .. start+len(ids)-1 (position p is slot p % page_size of pages[p // page_size]).
+    pages: a live list, read by value only: page numbers of positions 0 .. start+len(ids)-1 (position p is slot p % page_size of pages[p // page_size]).
     Pages before `start` may belong to rows of the same step: every layer writes all KV before it attends.
     shape: how to draw the token after the last of `ids`; None when more known ids follow (no draw).
     history: answer ids so far and prompt ids, given only when shape has penalties (frequency and presence count the
@@ -26,8 +26,7 @@ class Row(msgspec.Struct, frozen=True):
     logprobs: -1, or k for the drawn token's log-probability and the top k.
     score_from: index into `ids` of the first token whose log-probability is wanted *as a known token*: for i in
         [max(score_from, 1), len(ids)) token ids[i] is scored from the logits at ids[i-1]. len(ids) for none.
-    score_next: when >= 0, the known token that follows the last of `ids`, scored from the logits there (only with
-        score_from < len(ids) or a Score request's single-token prefix).
+    score_next: when >= 0, the known token that follows the last of `ids`, scored from the logits there.
     score_top: top-k wanted with known-token scores.
     """
 

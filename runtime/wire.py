@@ -93,7 +93,7 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Token counts of one request. prompt = reused + computed for a request that was never preempted."""
+    """Token counts of one request. Never preempted: reused + computed = prompt + answer - 1 (the last is not computed)."""
 
     prompt: int
     reused: int  # prompt tokens whose KV was in the tree when the request started

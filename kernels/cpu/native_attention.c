@@ -186,6 +186,13 @@ INLINE void NAME(write_row)(const float *acc, float factor, int dim, void *out, 
         for (; u < count; u++) call(1);     \
     } while (0)
 
+/* Element offset of a row's query vector u in a tensor [T, H, D] with this stride between tokens. */
+INLINE int64_t NAME(query)(const Attention *a, int row, int head, int u, int64_t stride) {
+    const int group = a->heads / a->kv_heads;
+    return (a->cu[row] + u / group) * stride + (int64_t)(head * group + u % group) * a->dim;
+}
+
+/* `count` query vectors from `first` on of one row, all of one KV head. Returns 0 or NO_MEMORY. */
 INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, const int bf16) {
     const int D = a->dim, group = a->heads / a->kv_heads, lanes = bf16 ? 2 * VW : VW,
               padded = (D + lanes - 1) / lanes * lanes;
@@ -203,8 +210,7 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
     memset(acc, 0, sizeof(float) * count * padded);
     memset(sums, 0, sizeof(float) * count * VW);
     for (int u = 0; u < count; u++) {
-        int token = a->cu[row] + (first + u) / group, query = head * group + (first + u) % group;
-        const char *q = (const char *)a->q + ((int64_t)token * a->q_stride + (int64_t)query * D) * element;
+        const char *q = (const char *)a->q + NAME(query)(a, row, head, first + u, a->q_stride) * element;
         for (int d = 0; d < D; d++) qt[d * count + u] = NAME(load1)(q, d, bf16) * (a->scale * 1.44269504088896341f);
         max[u] = -1e30f;
     }
@@ -222,7 +228,7 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
 #define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, b < last && u == 0 ? &keys : NULL, n, bf16)
         IN_GROUPS(SCORE);
 #undef SCORE
-        for (int u = 0; u < count; u++) {
+        for (int u = 0; u < count; u++) { /* the lanes of the block that this query sees */
             int at = base + (first + u) / group, low = a->window > 0 ? at - a->window + 1 : 0;
             int lane = MAX(from, MIN(low - origin, BLOCK)), limit = MAX(0, MIN(to, at + 1 - origin));
             NAME(soften)(s + u * BLOCK, lane, limit, max + u, (vf *)(sums + u * VW), acc + u * padded, padded);
@@ -242,8 +248,7 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
         }
     }
     for (int u = 0; u < count; u++) {
-        int token = a->cu[row] + (first + u) / group, query = head * group + (first + u) % group;
-        char *out = (char *)a->out + ((int64_t)token * a->heads + query) * D * element;
+        char *out = (char *)a->out + NAME(query)(a, row, head, first + u, (int64_t)a->heads * D) * element;
         NAME(write_row)(acc + u * padded, 1.0f / NAME(sum)(*(vf *)(sums + u * VW)), D, out, bf16);
     }
     return 0;
@@ -280,6 +285,7 @@ static int NAME(paged_attention)(const Attention *call, int bf16) {
             }
         }
     a->failed = 0;
+    (void)work; /* unused without OpenMP */
     int (*attend)(Attention *, int, int, int, int) = bf16 ? NAME(attend_bf16) : NAME(attend_f32);
 #pragma omp parallel for schedule(dynamic, 1) if (work > 300000)
     for (int i = 0; i < tasks * a->kv_heads; i++) {

@@ -113,46 +113,78 @@ INLINE float NAME(logit_of)(uint64_t key) {
     return x;
 }
 
-/* Number of leading keys that the filters keep; *mass becomes their weight. `total` is the weight of the whole row. */
-static int64_t NAME(keep)(const uint64_t *keys, int64_t n, double *weight, double total, float top, double scale, int top_k,
-                          float top_p, float min_p, double *mass) {
-    int64_t limit = top_k > 0 && top_k < n ? top_k : n, kept = 0;
-    double base = total, sum = 0;
-    for (int64_t i = 0; i < limit; i++) weight[i] = exp((NAME(logit_of)(keys[i]) - top) * scale);
-    if (top_k > 0) {
-        base = 0;
-        for (int64_t i = 0; i < limit; i++) base += weight[i];
+/* weight[i] = exp((logit of keys[i] - top) / temperature); returns their sum. */
+static double NAME(weigh)(const uint64_t *keys, int64_t n, float top, float factor, float *weight) {
+    double total = 0;
+    for (int64_t i = 0; i < n; i += VW) {
+        const int64_t count = MIN(VW, n - i);
+        float x[VW];
+        for (int64_t j = 0; j < VW; j++) x[j] = j < count ? NAME(logit_of)(keys[i + j]) : -INFINITY;
+        vf e = NAME(exp2)((*(const vf *)x - top) * factor);
+        memcpy(weight + i, &e, count * sizeof(float));
+        total += NAME(sum)(e);
     }
-    while (kept < limit && (kept == 0 || ((top_p >= 1.0f || sum < top_p * base) && weight[kept] >= min_p))) sum += weight[kept++];
-    *mass = sum;
-    return kept;
+    return total;
 }
 
-static int64_t NAME(draw)(const float *x, int64_t n, float temperature, int top_k, float top_p, float min_p, double uniform,
-                          uint64_t *keys, uint64_t *spare, double *weight) {
-    float top = NAME(peak)(x, n);
+typedef struct {
+    float temperature, top_p, min_p;
+    int top_k;
+    double uniform;
+} NAME(Shape);
+
+/* The drawn key's index among n sorted keys, or -1 when the filters or the draw may reach beyond them. `base` is the weight
+ * top_p is a share of; `whole`: there are no further tokens. */
+static int64_t NAME(walk)(const NAME(Shape) *p, const float *weight, int64_t n, double base, int whole) {
+    const int64_t limit = p->top_k > 0 && p->top_k < n ? p->top_k : n;
+    int64_t kept = 0;
+    double mass = 0;
+    while (kept < limit && (kept == 0 || ((p->top_p >= 1.0f || mass < p->top_p * base) && weight[kept] >= p->min_p)))
+        mass += weight[kept++];
+    const int open = kept == n && !whole && kept != p->top_k; /* nothing has ended the prefix yet */
+    const int plain = p->top_k <= 0 && p->top_p >= 1.0f && p->min_p <= 0.0f;
+    if (open && !plain) return -1;
+    const double target = p->uniform * (plain ? base : mass);
+    double sum = 0;
+    for (int64_t i = 0; i < kept; i++) {
+        sum += weight[i];
+        if (sum > target) return i;
+    }
+    return open ? -1 : kept - 1;
+}
+
+static int64_t NAME(draw)(const float *x, int64_t n, const NAME(Shape) *p, uint64_t *keys, uint64_t *spare, float *weight) {
+    const float top = NAME(peak)(x, n);
     if (top != top) return -1;
     if (top == -INFINITY) return -2;
-    if (temperature <= 0.0f || top_k == 1) return NAME(first_equal)(x, n, top);
-    const double scale = 1.0 / temperature;
-    const double total = NAME(partition)(x, n, top, (float)(scale * 1.44269504088896341));
-    const int plain = top_k <= 0 && top_p >= 1.0f && min_p <= 0.0f;
+    if (p->temperature <= 0.0f || p->top_k == 1) return NAME(first_equal)(x, n, top);
+    const float factor = (float)(1.44269504088896341 / p->temperature);
+    const double total = NAME(partition)(x, n, top, factor);
+    const int plain = p->top_k <= 0 && p->top_p >= 1.0f && p->min_p <= 0.0f;
+    const double need = total * (plain ? p->uniform : p->top_p);
     for (int bits = 11;; bits += 4) {
         const double least = bits > 27 ? 0.0 : ldexp(total, -bits);
-        const float cut = least > 0 ? (float)(top + log(least) * temperature) : -FLT_MAX;
-        int64_t found = NAME(at_least)(x, n, MIN(cut, top), keys);
-        uint64_t *sorted = NAME(sort_keys)(keys, spare, found);
-        double mass;
-        int64_t kept = NAME(keep)(sorted, found, weight, total, top, scale, top_k, top_p, min_p, &mass);
-        double target = uniform * (plain ? total : mass), sum = 0;
-        int64_t i = 0;
-        for (; i < kept; i++) {
-            sum += weight[i];
-            if (sum > target) break;
+        const int whole = least == 0.0;
+        const float cut = whole ? -FLT_MAX : (float)(top + log(least) * p->temperature);
+        const int64_t found = NAME(at_least)(x, n, MIN(cut, top), keys);
+        const double mass = NAME(weigh)(keys, found, top, factor, weight);
+        /* Sorting is what costs: do it when these tokens can be enough. */
+        const int likely = p->top_k > 0 ? found >= p->top_k || p->top_p >= 1.0f : mass >= need || least <= p->min_p;
+        if (!whole && !likely) {
+            if (found > n / 4) bits = 24;
+            continue;
         }
-        int whole = least == 0.0, enough = top_k > 0 && found >= top_k;
-        int cut_off = kept < found && !(top_k > 0 && !enough && top_p < 1.0f); /* a filter ended the prefix inside it */
-        if (whole || enough || (plain ? i < kept : cut_off)) return (int64_t)(uint32_t)sorted[MIN(i, kept - 1)];
+        const uint64_t *sorted = NAME(sort_keys)(keys, spare, found);
+        NAME(weigh)(sorted, found, top, factor, weight);
+        double base = total;
+        if (p->top_k > 0) {
+            base = 0;
+            for (int64_t i = 0; i < found && i < p->top_k; i++) base += weight[i];
+            if (!whole && found < p->top_k && p->top_p < 1.0f) continue;
+        }
+        int64_t at = NAME(walk)(p, weight, found, base, whole);
+        if (at >= 0) return (int64_t)(uint32_t)sorted[at];
+        if (found > n / 4) bits = 24; /* the next round takes every token */
     }
 }
 
@@ -175,21 +207,21 @@ static int NAME(sample)(const Sampling *a) {
     const int64_t n = a->vocab;
 #pragma omp parallel for schedule(dynamic, 1) if (a->rows * n > 65536)
     for (int64_t r = 0; r < a->rows; r++) {
-        char *memory = scratch((size_t)n * (8 + 8 + 8 + 4) + 256);
+        char *memory = scratch((size_t)n * (8 + 8 + 4 + 4) + 256);
         if (!memory) {
             code = NO_MEMORY;
             continue;
         }
         uint64_t *keys = (uint64_t *)memory, *spare = keys + n;
-        double *weight = (double *)(spare + n);
+        float *weight = (float *)(spare + n);
         const float *x = (const float *)(uintptr_t)a->logits[r];
         if (a->masks[r]) {
-            float *copy = (float *)(weight + n);
+            float *copy = weight + n;
             NAME(masked_row)(x, (const uint32_t *)(uintptr_t)a->masks[r], n, copy);
             x = copy;
         }
-        a->tokens[r] = NAME(draw)(x, n, a->temperature[r], a->top_k[r], a->top_p[r], a->min_p[r], a->uniform[r], keys, spare,
-                                  weight);
+        const NAME(Shape) shape = {a->temperature[r], a->top_p[r], a->min_p[r], a->top_k[r], a->uniform[r]};
+        a->tokens[r] = NAME(draw)(x, n, &shape, keys, spare, weight);
     }
     return code;
 }

@@ -14,6 +14,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def pack_linear(weight: Tensor) -> Tensor:
+    """The weight itself: the plain product wants no other layout."""
+    return weight
+
+
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
     """Rows of table [V, C] at ids int64 [T]. Returns [T, C]."""
     return table.index_select(0, ids)

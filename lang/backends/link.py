@@ -8,11 +8,13 @@ turns of the loop leaves together, nodes of one branch as one message. `gate` gu
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import itertools
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +62,29 @@ def _context() -> zmq.asyncio.Context:
     return zmq.asyncio.Context()
 
 
-os.register_at_fork(after_in_child=_context.cache_clear)
+_links: weakref.WeakSet[Link] = weakref.WeakSet()  # those whose socket is open, in this process
+
+
+def _forked() -> None:
+    _context.cache_clear()
+    _links.clear()
+
+
+def _at_exit() -> None:
+    """Let the last Close messages leave; the gateway then frees what this process held."""
+    links = list(_links)
+    if links:
+        loop.run(_end_all(links), timeout=2.0)
+        _context().term()
+
+
+async def _end_all(links: list[Link]) -> None:
+    for link in links:
+        link.end(Lost("closed", "The process ended."))
+
+
+os.register_at_fork(after_in_child=_forked)
+atexit.register(_at_exit)
 
 
 @dataclass(frozen=True)
@@ -138,7 +162,7 @@ class Link:
 
     def close_soon(self) -> None:
         if os.getpid() == self._pid:
-            loop.post(self._end, Lost("closed", f"The connection to {self.endpoint} was closed."))
+            loop.post(self.end, Lost("closed", f"The connection to {self.endpoint} was closed."))
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -164,7 +188,7 @@ class Link:
         try:
             welcome = await self._welcome(timeout, progress)
         except BaseException:
-            self._end(Lost("closed", f"The connection to {self.endpoint} was never ready."))
+            self.end(Lost("closed", f"The connection to {self.endpoint} was never ready."))
             raise
         self._free = welcome.window
         while await self._events.poll(0):  # breaks before the welcome are over and done with
@@ -187,8 +211,13 @@ class Link:
                 public, secret = zmq.curve_keypair()
             socket.curve_publickey, socket.curve_secretkey = public, secret
             socket.curve_serverkey = self._keys.server.encode()
+        try:
+            socket.connect(self.endpoint)
+        except zmq.ZMQError:
+            socket.close(0)
+            raise
         self._events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        socket.connect(self.endpoint)
+        _links.add(self)
         return socket
 
     async def _welcome(self, timeout: float, progress: Progress | None) -> Welcome:
@@ -237,7 +266,7 @@ class Link:
             try:
                 self._deliver(frame)
             except msgspec.DecodeError as error:
-                self._end(Lost("runtime_lost", f"The runtime at {self.endpoint} sent an unreadable message: {error}."))
+                self.end(Lost("runtime_lost", f"The runtime at {self.endpoint} sent an unreadable message: {error}."))
 
     def _deliver(self, frame: bytes) -> None:
         message = decode_gateway(frame)
@@ -253,7 +282,7 @@ class Link:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
             case RefusedMessage(code, why):
-                self._end(Lost("runtime_lost", f"The runtime at {self.endpoint} ended the connection: {code}: {why}."))
+                self.end(Lost("runtime_lost", f"The runtime at {self.endpoint} ended the connection: {code}: {why}."))
 
     def _credit(self, nodes: int) -> None:
         with self.gate:
@@ -265,7 +294,7 @@ class Link:
         if self._owner is not None:
             await asyncio.sleep(LOOK)  # the socket goes before the process: then its last words are there
         ended = self._owner() if self._owner is not None else None
-        self._end(Lost("runtime_lost", ended or f"The runtime at {self.endpoint} closed the connection or ended."))
+        self.end(Lost("runtime_lost", ended or f"The runtime at {self.endpoint} closed the connection or ended."))
 
     async def _watch(self) -> None:
         """Look at an owned process; tell the gateway that this client lives, and notice when it does not answer."""
@@ -275,14 +304,14 @@ class Link:
             now = time.monotonic()
             ended = self._owner() if self._owner is not None else None
             if ended is not None:
-                self._end(Lost("runtime_lost", ended))
+                self.end(Lost("runtime_lost", ended))
             elif self._sinks and now - asked > PING:
                 asked = now
                 self.put(Ask(next(self._numbers), "ping"))
             elif not self._sinks:
                 self._heard = now
             elif now - self._heard > SILENCE:
-                self._end(Lost("runtime_lost", f"The runtime at {self.endpoint} has been silent for {SILENCE:g} s."))
+                self.end(Lost("runtime_lost", f"The runtime at {self.endpoint} has been silent for {SILENCE:g} s."))
 
     async def _ask(self, what: str) -> Answer:
         if self.lost is not None:
@@ -321,7 +350,7 @@ class Link:
             if message.program in self._sinks:
                 self._sinks[message.program](failed)
 
-    def _end(self, why: Lost) -> None:
+    def end(self, why: Lost) -> None:
         """The connection is over: everybody who waits is told, the socket goes."""
         if self.lost is not None:
             return
@@ -343,12 +372,13 @@ class Link:
         self._socket.disable_monitor()
         self._events.close(0)
         self._socket.close()
+        _links.discard(self)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """A fault of this client must not leave anybody waiting."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._end(Lost("runtime_lost", f"The client failed on {self.endpoint}: {type(error).__name__}: {error}."))
+            self.end(Lost("runtime_lost", f"The client failed on {self.endpoint}: {type(error).__name__}: {error}."))
 
 
 def _merged(messages: list[ClientMessage]) -> list[ClientMessage]:

@@ -130,7 +130,7 @@ class Runtime:
         self._process = _spawn(model, f"ipc://{self._folder}/runtime", options, self._folder / "log")
         ended = _Obituary(self._process, self._folder / "log")
         link = Link(f"ipc://{self._folder}/runtime", owner=ended)
-        self._finalizer = weakref.finalize(self, _end, self._process, link, self._folder)
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, link, self._folder)
         try:
             info = loop.run(link.start("", start_timeout, _print_stage if progress else None))
         except BackendError as error:
@@ -219,8 +219,10 @@ def _spawn(model: str, endpoint: str, options: dict[str, Any], log: Path) -> sub
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
 
 
-def _end(process: subprocess.Popen[bytes], link: Link, folder: Path) -> None:
-    """Close the connection, then the runtime's stdin (its sign to end), then insist."""
+def _end(parent: int, process: subprocess.Popen[bytes], link: Link, folder: Path) -> None:
+    """Close the connection, then the runtime's stdin (its sign to end), then insist. Nothing in a forked child."""
+    if os.getpid() != parent:
+        return
     link.close_soon()
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):  # it has ended already

@@ -37,7 +37,8 @@ class Layer:
 
 
 class Decoder:
-    """A loaded model. `dtype` is that of weights and KV; `weight_bytes` counts every parameter once."""
+    """A loaded model. `dtype` is that of weights and KV; `weight_bytes` counts every parameter once
+    (the packed copy that a tied head keeps beside the embedding comes on top)."""
 
     def __init__(self, spec: ModelSpec, embed: Tensor, layers: list[Layer], norm: Tensor, head: Linear) -> None:
         self.spec = spec

@@ -14,12 +14,12 @@ from branchwork.runtime.models.spec import RopeSpec
 
 
 class Linear:
-    """x [T, K] to [T, N]."""
+    """x [T, K] to [T, N]. Keeps its own packing of the weight [N, K]."""
 
     __slots__ = ("bias", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight = weight  # [N, K]
+        self.weight = kernels.pack_linear(weight)
         self.bias = bias  # [N]
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -117,12 +117,16 @@ def _draws(rows: Sequence[Row], shapes: list[Shape]) -> reference.Draws:
     def column(values: list[Any], dtype: type[Any]) -> npt.NDArray[Any]:
         return np.array(values, dtype=dtype)
 
+    if any(shape.temperature > 0.0 for shape in shapes):
+        uniform = reference.uniforms([shape.seed for shape in shapes], [row.position for row in rows])
+    else:
+        uniform = np.zeros(len(rows))
     return reference.Draws(
         column([shape.temperature for shape in shapes], np.float32),
         column([min(shape.top_k, 1 << 30) for shape in shapes], np.int32),
         column([shape.top_p for shape in shapes], np.float32),
         column([shape.min_p for shape in shapes], np.float32),
-        reference.uniforms([shape.seed for shape in shapes], [row.position for row in rows]),
+        uniform,
     )
 
 

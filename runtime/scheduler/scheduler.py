@@ -128,7 +128,7 @@ class Scheduler:
         ending = answer.stops.feed(drawn.token)
         if ending is not None:
             events.append(self._finish(request, ending))
-        elif (news := answer.news()) is not None:
+        elif answer.submit.stream and (news := answer.news()) is not None:
             events.append(news)
 
     def _scored(self, request: Request, option: int, drawn: Drawn, events: list[Event]) -> None:

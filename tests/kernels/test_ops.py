@@ -98,12 +98,17 @@ def product(dtype: torch.dtype) -> list[list[Any]]:
     ]
 
 
+def packing(dtype: torch.dtype) -> list[list[Any]]:
+    return [[uniform(n, k, dtype=dtype)] for n, k in ((8, 16), (33, 40))]
+
+
 CASES: dict[str, Callable[[torch.dtype], list[list[Any]]]] = {
     "rms_norm": norm,
     "add_rms_norm": add_norm,
     "rope": rotary,
     "silu_mul": gated,
     "linear": product,
+    "pack_linear": packing,
     "store_kv": storing,
     "rope_store_kv": rotary_storing,
     "paged_attention": attention,
@@ -135,21 +140,22 @@ def test_every_op_with_more_than_one_implementation_is_compared() -> None:
 
 def _tensors(result: Any, arguments: list[Any]) -> list[Tensor]:
     results = result if isinstance(result, tuple) else (result,)
-    return [x.cpu() for x in (*results, *arguments) if torch.is_tensor(x)]
+    return [x.to_dense().cpu() for x in (*results, *arguments) if torch.is_tensor(x)]
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="only MKL's products are known to the bit")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_of_a_product_does_not_depend_on_the_others(dtype: torch.dtype, threads: int) -> None:
+    """To the bit, for packed weights and for plain ones."""
     torch.manual_seed(0)
-    x, weight = torch.randn(70, 96).to(dtype), torch.randn(200, 96).to(dtype)
+    x, plain, bias = torch.randn(70, 96).to(dtype), torch.randn(200, 96).to(dtype), torch.randn(200).to(dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        alone = torch.cat([kernels.linear(row[None], weight) for row in x])
-        for count in range(1, 71):
-            first = 70 - count
-            assert torch.equal(kernels.linear(x[first:], weight), alone[first:]), f"{count} rows"
+        for weight in (plain, kernels.pack_linear(plain)):
+            alone = torch.cat([kernels.linear(row[None], weight, bias) for row in x])
+            for count in range(71):
+                first = 70 - count
+                assert torch.equal(kernels.linear(x[first:], weight, bias), alone[first:]), f"{count} rows"
     finally:
         torch.set_num_threads(before)

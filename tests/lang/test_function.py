@@ -14,7 +14,7 @@ from branchwork.lang.expr import knobs_of
 
 
 @bw.function
-def echo(s: bw.ProgramState, word: str, times: int = 1) -> str:
+def echo(s: bw.ProgramState, word: str, times: int = 1) -> Any:
     s += word * times + bw.gen("x")
     return s["x"]
 
@@ -82,7 +82,7 @@ def test_sglang_spellings_of_logprobs() -> None:
         (lambda: bw.gen("x", temperature=-1), ValueError, "temperature=-1"),
         (lambda: bw.gen("x", tempo=1), TypeError, "tempo"),
         (lambda: bw.gen("x", min_tokens=9, max_tokens=5), ValueError, "min_tokens=9"),
-        (lambda: bw.gen(5), TypeError, "name"),
+        (lambda: bw.gen(""), TypeError, "name"),
         (lambda: bw.gen("x", choices=[]), ValueError, "empty"),
         (lambda: bw.select("x", ["a", "a"]), ValueError, "repeats"),
         (lambda: bw.select("x", ["a", ""]), ValueError, r"choices\[1\]"),
@@ -174,7 +174,7 @@ def test_arun_runs_many_programs_beside_each_other() -> None:
 
 def test_async_bodies_read_with_get() -> None:
     @bw.function
-    async def body(s: bw.ProgramState) -> str:
+    async def body(s: bw.ProgramState) -> Any:
         s += bw.gen("x")
         return await s.get("x") + "!"
 
@@ -182,7 +182,7 @@ def test_async_bodies_read_with_get() -> None:
     assert body.run(backend=backend).ret_value == "hi!"
     assert body.stream(backend=backend).ret_value == "hi!"
 
-    async def main() -> str:
+    async def main() -> Any:
         with pytest.raises(RuntimeError, match="arun"):
             body.run(backend=backend)
         return (await body.arun(backend=backend)).ret_value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -100,6 +101,19 @@ def test_concatenating_join_appends_only_what_the_children_had_at_the_join() -> 
     assert program.branch(0).text == "root one two "
 
 
+def test_a_join_leaves_out_what_its_child_concatenated_later() -> None:
+    program = Program()
+    program.feed(0, [Laid(0, Fork((1,)))])
+    program.feed(1, [Laid(1, Text("own ")), Laid(2, Fork((2,)))])
+    program.feed(2, [Laid(3, Text("grandchild "))])
+    program.feed(0, [Laid(4, Join((1,), "concate_and_append"))])
+    program.feed(1, [Laid(5, Join((2,), "concate_and_append"))])
+    program.feed(0, [Laid(6, Gen())])
+    while made := calls(program.advance()):
+        program.reply(made[0].id, Reply(("end",)))
+    assert (program.branch(0).text, program.branch(1).text) == ("own end", "own grandchild ")
+
+
 def test_a_ref_means_the_definition_that_was_laid_before_it() -> None:
     program = Program()
     program.feed(0, [Laid(0, SetVar("x", "first")), Laid(1, Fork((1,))), Laid(2, SetVar("x", "second"))])
@@ -121,7 +135,14 @@ def test_a_ref_waits_for_another_branch() -> None:
 
 def test_frames_come_from_the_template_with_its_default_system() -> None:
     program = Program(CHATML)
-    nodes = [RoleBegin("user"), Text("hi"), RoleEnd("user"), RoleBegin("assistant"), Gen("x"), RoleEnd("assistant")]
+    nodes: list[Any] = [
+        RoleBegin("user"),
+        Text("hi"),
+        RoleEnd("user"),
+        RoleBegin("assistant"),
+        Gen("x"),
+        RoleEnd("assistant"),
+    ]
     program.feed(0, [Laid(i, node) for i, node in enumerate(nodes)])
     (call,) = calls(program.advance())
     assert program.branch(0).text == "<s><|system|>You help.<|end|><|user|>hi<|end|><|assistant|>"
@@ -134,7 +155,14 @@ def test_frames_come_from_the_template_with_its_default_system() -> None:
 
 
 def test_no_default_system_before_a_system_message_and_plain_frames_without_template() -> None:
-    nodes = [RoleBegin("system"), Text("s"), RoleEnd("system"), RoleBegin("tool"), Text("t"), RoleEnd("tool")]
+    nodes: list[Any] = [
+        RoleBegin("system"),
+        Text("s"),
+        RoleEnd("system"),
+        RoleBegin("tool"),
+        Text("t"),
+        RoleEnd("tool"),
+    ]
     program = Program(CHATML)
     program.feed(0, [Laid(i, node) for i, node in enumerate(nodes)])
     program.advance()
@@ -143,7 +171,7 @@ def test_no_default_system_before_a_system_message_and_plain_frames_without_temp
 
 def test_only_frames_and_literals_outside_roles_may_hold_special_tokens() -> None:
     program = Program(CHATML)
-    nodes = [Text("<s>"), SetVar("v", "<s>"), Ref(0, "v"), RoleBegin("user"), Text("<s>"), RoleEnd("user")]
+    nodes: list[Any] = [Text("<s>"), SetVar("v", "<s>"), Ref(0, "v"), RoleBegin("user"), Text("<s>"), RoleEnd("user")]
     nodes += [Gen(), Select("c", ("<s>",))]
     program.feed(0, [Laid(i, node) for i, node in enumerate(nodes)])
     for _ in range(2):
@@ -207,9 +235,9 @@ def test_a_failed_node_fails_its_branch_its_waiters_and_its_unborn_children_with
         ([Gen("x", params=SamplingParams(n=2)), Ref(0, "x")], "bad_reference"),
     ],
 )
-def test_what_cannot_run_fails_with_its_reason(nodes: list[object], code: str) -> None:
+def test_what_cannot_run_fails_with_its_reason(nodes: list[Any], code: str) -> None:
     program = Program()
-    program.feed(0, [Laid(i, node) for i, node in enumerate(nodes)])  # type: ignore[arg-type]
+    program.feed(0, [Laid(i, node) for i, node in enumerate(nodes)])
     out = program.settle()
     for call in calls(out):
         program.reply(call.id, Reply(("a", "b")))
@@ -294,7 +322,7 @@ class _Author:
         name = self.random.choice("abc")
         number = len(self.laid)
         if kind == "t":
-            node: object = Text(f"[{number}]")
+            node: Any = Text(f"[{number}]")
         elif kind in "gs":
             node = Gen(name) if kind == "g" else Select(name, ("p", "q"))
             self.names[branch].append(name)
@@ -316,7 +344,7 @@ class _Author:
             node = Join(tuple(self.children.pop(branch)), mode)
         else:
             node = Text("w")
-        self.laid.append((branch, Laid(number, node)))  # type: ignore[arg-type]
+        self.laid.append((branch, Laid(number, node)))
 
 
 def _execute(author: _Author, seed: int, fail_share: float) -> tuple[dict[int, str], dict[int, str]]:
@@ -353,7 +381,7 @@ def _execute(author: _Author, seed: int, fail_share: float) -> tuple[dict[int, s
     return {b: program.branch(b).text for b in author.branches}, failed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.2]))
 def test_outcome_does_not_depend_on_the_order_of_replies_or_arrival(seed: int, fail_share: float) -> None:
     author = _Author(seed)

@@ -30,7 +30,7 @@ def line_of(body: Any, marker: str) -> str:
 
 
 def test_text_and_variables_come_together() -> None:
-    def body(s: bw.ProgramState) -> str:
+    def body(s: bw.ProgramState) -> Any:
         s += "Q: " + bw.gen("q") + " A: " + bw.select("a", ["no", "yes"])
         s["note"] = {"any": "object"}
         return s["q"] + s["a"]
@@ -105,6 +105,16 @@ def test_nested_roles_are_refused_at_their_line() -> None:
     with pytest.raises(bw.ProgramError) as caught:
         run(body)
     assert (caught.value.code, caught.value.source) == ("nested_role", line_of(body, "# nested"))
+
+
+def test_a_block_is_laid_at_its_own_line() -> None:
+    def body(s: bw.ProgramState) -> None:
+        with s.user(), s.user():  # nested
+            pass
+
+    with pytest.raises(bw.ProgramError) as caught:
+        run(body)
+    assert caught.value.source == line_of(body, "# nested")
 
 
 def test_a_scope_captures_and_refuses_to_be_read_inside_itself() -> None:
@@ -320,7 +330,7 @@ def test_async_iter_can_give_metas() -> None:
 
 
 def test_reading_from_outside_a_streaming_body_waits_for_what_it_will_lay() -> None:
-    def body(s: bw.ProgramState) -> str:
+    def body(s: bw.ProgramState) -> Any:
         time.sleep(0.05)
         s += bw.gen("x")
         return "end"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from branchwork.kernels.cpu import attention
+from branchwork.kernels.cpu import attention, packed_linear
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.execution.inputs import Inputs
 from branchwork.runtime.execution.runner import Runner
@@ -111,7 +111,7 @@ def test_rows_may_read_pages_that_another_row_of_the_same_step_writes() -> None:
     assert together == expected_logits("qwen2", ids)[-1].argmax().item()
 
 
-@pytest.mark.skipif(not (attention.available and torch.backends.mkl.is_available()), reason="needs the native library")
+@pytest.mark.skipif(not (attention.available and packed_linear.available), reason="needs the native kernels")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
 def test_logits_are_the_same_to_the_bit_however_the_work_is_cut(name: str, dtype: str) -> None:

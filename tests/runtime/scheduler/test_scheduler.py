@@ -41,6 +41,7 @@ class Outcome:
     ids: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     finished: Finished | None = None
+    events: int = 0
 
 
 class House:
@@ -50,9 +51,11 @@ class House:
         self.cache = PrefixCache(pages, page_size)
         settings: dict[str, int | str] = {"context": 4096, "queue_limit": 5000, **options}
         self.scheduler = Scheduler(self.cache, TOKEN_BYTES, **settings)  # type: ignore[arg-type]
+        self.budget = int(settings.get("budget", 512))
         self.runner = FakeRunner(pages, page_size, VOCAB)
         self.outcomes: dict[int, Outcome] = {}
         self.others: dict[int, Event] = {}
+        self.choices: set[int] = set()
 
     def take(self, events: list[Event]) -> None:
         for event in events:
@@ -60,6 +63,7 @@ class House:
                 outcome = self.outcomes.setdefault(event.id, Outcome())
                 assert outcome.finished is None, "nothing comes after Finished"
                 outcome.ids += event.ids
+                outcome.events += 1
                 outcome.scores += event.scores
                 if isinstance(event, Finished):
                     outcome.finished = event
@@ -68,11 +72,19 @@ class House:
                 self.others[event.id] = event
 
     def add(self, message: Submit | Score) -> None:
+        if isinstance(message, Score):
+            self.choices.add(message.id)
         self.take(self.scheduler.add(message))
 
     def step(self) -> tuple[Row, ...]:
+        before = {request.id for request in self.scheduler._planner.running.values()}
+        preemptions = self.scheduler.stats()["preemptions"]
         plan = self.scheduler.plan()
         assert plan is not None and plan.rows, "work is left, yet nothing is planned"
+        if self.choices.isdisjoint(row.request for row in plan.rows):
+            assert sum(len(row.ids) for row in plan.rows) <= self.budget, "only choices may exceed the budget"
+        if self.scheduler.stats()["preemptions"] != preemptions:
+            assert before.issuperset(row.request for row in plan.rows), "admitted at the cost of a preempted one"
         self.scheduler.check()
         self.take(self.scheduler.commit(plan, self.runner.execute(plan)))
         self.scheduler.check()
@@ -93,6 +105,7 @@ class House:
 
 def submit(number: int, ids: Sequence[int], max_tokens: int = 4, seed: int = 0, **rest: object) -> Submit:
     stops = rest.pop("stops", None) or Stops(max_tokens)
+    rest.setdefault("stream", number % 2 == 0)  # both ways in every test
     return Submit(number, packed(ids), Shape(seed=seed), stops, **rest)  # type: ignore[arg-type]
 
 
@@ -137,13 +150,13 @@ def random_message(rng: random.Random, number: int, shared: list[list[int]]) -> 
 def expect(house: House, message: Submit | Score) -> None:
     """The outcome is the one of the request alone; of a cancelled one, a beginning of it."""
     if isinstance(message, Score):
-        outcome = house.others.get(message.id) or house.outcomes[message.id].finished
-        if isinstance(outcome, Scored):
-            assert outcome.options == tuple(option_scores(message.ids, option) for option in message.options)
+        ended = house.others.get(message.id) or house.outcomes[message.id].finished
+        if isinstance(ended, Scored):
+            assert ended.options == tuple(option_scores(message.ids, option) for option in message.options)
             second = tuple(option_scores(message.neutral, option) for option in message.options)
-            assert outcome.unconditional == (second if message.unconditional else ())
+            assert ended.unconditional == (second if message.unconditional else ())
         else:
-            assert isinstance(outcome, Finished) and outcome.reason == "cancelled"
+            assert isinstance(ended, Finished) and ended.reason == "cancelled"
         return
     outcome, wanted = house.outcomes[message.id], alone(message)
     finished = outcome.finished
@@ -380,6 +393,18 @@ def test_all_options_ride_in_one_step_over_the_shared_prefix() -> None:
     house.assert_nothing_held()
 
 
+def test_usage_of_choices_is_that_of_their_own_prefix_not_of_the_neutral_one() -> None:
+    house = House(512, 1)
+    house.add(submit(0, [7] * 9, max_tokens=1))
+    house.drain()
+    house.add(Score(1, packed([1, 2, 3]), (packed([4, 5]),), unconditional=True, neutral=packed([7] * 9)))
+    house.drain()
+    event = house.others[1]
+    assert isinstance(event, Scored)
+    assert (event.usage.prompt, event.usage.reused, event.usage.diverged) == (3, 0, 0)
+    assert event.usage.computed == 2 + 2 + 2, "two of the prefix, and two per option and prefix"
+
+
 def test_options_leave_running_answers_their_tokens() -> None:
     house = House(512, 1, budget=16)
     house.add(submit(0, range(10), max_tokens=30))
@@ -496,3 +521,12 @@ def test_stats_add_up() -> None:
     stats = house.scheduler.stats()
     assert (stats["prompt_tokens"], stats["reused_tokens"], stats["computed_tokens"]) == (20, 8, 12)
     assert stats["hit_rate"] == 0.4 and stats["pages_used"] == 5 and stats["running"] == stats["waiting"] == 0
+
+
+def test_tokens_leave_one_by_one_only_when_streamed() -> None:
+    house = House()
+    house.add(submit(2, range(10, 20), max_tokens=9))
+    house.add(submit(3, range(30, 40), max_tokens=9))
+    house.drain()
+    assert house.outcomes[2].events == 9 and house.outcomes[3].events == 1
+    assert len(house.outcomes[2].ids) == len(house.outcomes[3].ids) == 9

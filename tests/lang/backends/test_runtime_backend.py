@@ -389,6 +389,17 @@ def test_a_forked_child_is_told_to_connect_again(gateway: FakeGateway) -> None:
     assert bw.function(lambda s: s.gen("x")).run(backend=backend)["x"] == ""
 
 
+def test_a_forked_child_that_exits_leaves_its_parents_runtime_alone(spawned: None) -> None:
+    with bw.Runtime("fake", mode="serve") as runtime:
+        pid = os.fork()
+        if pid == 0:
+            runtime.shutdown()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert Path(runtime.endpoint.removeprefix("ipc://")).exists()
+        assert bw.function(lambda s: s.gen("x")).run(backend=runtime)["x"] == ""
+
+
 def test_a_process_that_ends_with_a_program_under_way_ends_quietly(gateway: FakeGateway) -> None:
     gateway.held.set()
     code = (
@@ -412,7 +423,7 @@ if mode == "crash":
     sys.exit("no such file: weights")
 import threading
 sys.path.insert(0, {here!r})
-import test_runtime as fake
+import test_runtime_backend as fake
 def greet(hello):
     if mode == "refuse":
         return [protocol.Refused("unknown_model", "no model of that name")]

