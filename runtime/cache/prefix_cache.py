@@ -22,6 +22,9 @@ from branchwork.runtime.cache.pages import PageAllocator
 from branchwork.runtime.cache.radix import Node, RadixTree
 
 
+RUN = 16  # tokens
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """A request's hold on its pages. `pages` is live: seal may replace entries by equal ones, extend appends.
@@ -81,12 +84,16 @@ class PrefixCache:
     def extend(self, lease: Lease, upto: int) -> bool:
         """Allocate own pages until positions [0, upto) are covered, evicting if need be.
 
+        While half of the pool is free, small pages are taken in runs of RUN tokens: rows that grow by one token a step
+        then stay neighbours in memory, which attention reads up to twice as fast.
         Returns False, and changes nothing, when not even evicting everything unlocked would do.
         """
         size = self.page_size
         missing = (upto + size - 1) // size - len(lease.pages)
         if missing <= 0:
             return True
+        if size < RUN and self._pool.free_count > self._pool.pages // 2 + RUN:
+            missing = max(missing, -(-upto // RUN) * RUN // size - len(lease.pages))
         short = missing - self._pool.free_count
         if short > 0:
             if short > self._tree.unlocked_pages:

@@ -60,7 +60,7 @@ def test_a_programs_own_parameter_wins_over_a_knob_and_a_run_option() -> None:
         return n, stream
 
     backend = bw.ScriptedBackend(upper)
-    assert body.run(n=5, stream="river", backend=backend).ret_value == (5, "river")
+    assert body.run(n=5, stream="river", backend=backend).sync().ret_value == (5, "river")
     assert backend.calls[0].params.n == 1
 
 
