@@ -9,7 +9,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def _complete(s: Any, text: str, tokens: int) -> None:
 def measure(
     console: Console,
     model: str,
-    options: Mapping[str, str],
+    options: Mapping[str, Any],
     prompt: int,
     generate: int,
     batch: int,
@@ -59,7 +59,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     with bw.Runtime(model, **options) as runtime:
         shared = _text(draw, prompt)
-        workloads = {
+        workloads: dict[str, Callable[[], list[str]]] = {
             "one stream": lambda: [_text(draw, prompt)],
             f"batch of {batch}": lambda: [_text(draw, prompt) for _ in range(batch)],
             f"batch of {batch}, shared prompt": lambda: [shared + _text(draw, 8) for _ in range(batch)],

@@ -13,7 +13,7 @@ import runpy
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -142,7 +142,7 @@ def default_endpoint() -> str:
     return f"ipc://{folder}/runtime"
 
 
-def _options(option: list[str] | None) -> dict[str, str]:
+def _options(option: list[str] | None) -> dict[str, Any]:
     from branchwork.runtime.config import ConfigError, parse
 
     try:

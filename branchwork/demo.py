@@ -35,7 +35,7 @@ def tour(s: Any, country: str, review: str, tips: int = 3) -> Any:
     return forks
 
 
-def show(console: Console, model: str, options: Mapping[str, str]) -> None:
+def show(console: Console, model: str, options: Mapping[str, Any]) -> None:
     """Start a runtime, run the tour, print the program as it went and a table of its generations."""
     console.print("[bold]branchwork demo[/]: starting a runtime process with [cyan]" + model + "[/] ...")
     begun = time.perf_counter()

@@ -6,8 +6,11 @@ T tokens, C channels, H query heads, KVH key/value heads, D head dimension, P pa
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.table import Choice, implementation, report
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_store_kv",
+    "sample",
     "silu_mul",
     "store_kv",
 ]
@@ -106,4 +110,20 @@ def paged_attention(
     out: Tensor = implementation("paged_attention", q.device.type, q.shape[-1])(
         q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window
     )
+    return out
+
+
+def sample(
+    logits: Tensor,
+    draws: Draws,
+    rows: NDArray[np.int64],
+    masks: Tensor | None = None,
+    mask_of: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """One token for each of `rows`, indices [N] into logits [M, V] float32, as kernels.reference.sample defines it.
+
+    masks: int32 bitmasks [n, ceil(V / 32)], bit = allowed; mask_of [N]: the mask's index for each draw, -1 for none.
+    Instead of a token: NOT_FINITE or ALL_MASKED of that module.
+    """
+    out: NDArray[np.int64] = implementation("sample", logits.device.type)(logits, draws, rows, masks, mask_of)
     return out

@@ -62,6 +62,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
         Entry("native", "cpu.attention", "paged_attention", optional=True, multiple=8),
         Entry("torch", "cpu.gathered_attention", "paged_attention"),
     ),
+    "sample": _row("sample", "sample", _native("sample", "cpu.sample")),
 }
 
 

@@ -7,6 +7,7 @@ The loop has three beats: plan what one step computes, run it, commit what came 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Channel:
     """The engine's end of the pipe to its gateway; also notices when the gateway is gone (end of standard input)."""
 
     def __init__(self, endpoint: str) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
@@ -56,7 +57,7 @@ class Channel:
                 messages += wire.decode_to_engine(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 break
-        if sys.stdin.fileno() in ready and not sys.stdin.buffer.read1(1):  # type: ignore[attr-defined]
+        if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096):
             messages.append(wire.Stop())
         return messages
 

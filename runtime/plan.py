@@ -18,7 +18,8 @@ from branchwork.runtime.wire import Shape, TokenScore
 class Row(msgspec.Struct, frozen=True):
     """Compute `ids` at positions start, start+1, ...; their KV goes into the slots that `pages` gives.
 
-    pages: a live list, read by value only: page numbers of positions 0 .. start+len(ids)-1 (position p is slot p % page_size of pages[p // page_size]).
+    pages: page numbers of positions 0 .. start+len(ids)-1, or more: position p is slot p % page_size of
+        pages[p // page_size]. A live list: read it by value, in its own step.
     Pages before `start` may belong to rows of the same step: every layer writes all KV before it attends.
     shape: how to draw the token after the last of `ids`; None when more known ids follow (no draw).
     history: answer ids so far and prompt ids, given only when shape has penalties (frequency and presence count the
@@ -52,12 +53,15 @@ class Plan(msgspec.Struct, frozen=True):
 class Drawn(msgspec.Struct, frozen=True):
     """What came of one row. token: -1 when none was drawn; score: of the drawn token, when asked for.
 
+    fault: why a row that should have drawn has no token; its request ends with that, the others go on.
+
     known: scores of known tokens in order, then score_next's when given.
     """
 
     token: int = -1
     score: TokenScore | None = None
     known: tuple[TokenScore, ...] = ()
+    fault: str = ""
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -93,7 +93,7 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Token counts of one request. Never preempted: reused + computed = prompt + answer - 1 (the last is not computed)."""
+    """Token counts of one request. Never preempted: reused + computed = prompt + answer - 1."""
 
     prompt: int
     reused: int  # prompt tokens whose KV was in the tree when the request started
@@ -132,7 +132,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
-    """Per option the log-probability of each of its tokens; unconditional: the same after `neutral` alone, when asked."""
+    """Per option the log-probability of each of its tokens; unconditional: the same after `neutral` alone."""
 
     id: int
     options: tuple[tuple[TokenScore, ...], ...]

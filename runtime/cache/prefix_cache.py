@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from branchwork.runtime.cache.pages import PageAllocator
 from branchwork.runtime.cache.radix import Node, RadixTree
 
-
 RUN = 16  # tokens
 
 

@@ -13,24 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from branchwork.kernels.cpu import sample as native
+from branchwork import kernels
 from branchwork.kernels.reference import sample as reference
 from branchwork.runtime.plan import Drawn, Row
 from branchwork.runtime.sampling.logprobs import known_scores
 from branchwork.runtime.wire import Shape, TokenScore
-
-
-class SamplingError(RuntimeError):
-    """Some rows have no token to draw: `requests` says whose and why; `drawn` has all rows' results, token -1 for them.
-
-    The other rows' draws are valid: the engine may keep them and end only the failed requests.
-    """
-
-    def __init__(self, requests: dict[int, str], drawn: list[Drawn]) -> None:
-        super().__init__("; ".join(f"request {request}: {reason}" for request, reason in requests.items()))
-        self.requests = requests
-        self.drawn = drawn
-
 
 _REASONS = {
     reference.NOT_FINITE: "the model's logits hold NaN or infinity",
@@ -56,7 +43,7 @@ class Sampler:
         masks: int32 bitmasks [n, >= ceil(vocab / 32)], bit set = token allowed. masked: the n row indices they belong
         to (other rows are free and pay nothing); None when there is one for every row.
 
-        Raises SamplingError naming the requests whose logits are not finite or whose mask allows nothing.
+        A row whose logits are not finite, or whose mask allows nothing, draws no token and says so in its fault.
         """
         if logits.shape[0] != len(rows) or logits.shape[1] < self.vocab:
             raise ValueError(f"logits {tuple(logits.shape)} do not fit {len(rows)} rows of {self.vocab} tokens")
@@ -66,11 +53,10 @@ class Sampler:
         shapes = [_shape(row) for row in rows]
         tokens = self._tokens(logits, rows, shapes, *_masks_by_row(masks, masked, len(rows)))
         scores = _drawn_scores(logits, rows, tokens)
-        drawn = [Drawn(token=max(token, -1), score=score) for token, score in zip(tokens, scores, strict=True)]
-        failed = {row.request: _REASONS[token] for row, token in zip(rows, tokens, strict=True) if token < 0}
-        if failed:
-            raise SamplingError(failed, drawn)
-        return drawn
+        return [
+            Drawn(token, score) if token >= 0 else Drawn(fault=_REASONS[token])
+            for token, score in zip(tokens, scores, strict=True)
+        ]
 
     def _tokens(
         self,
@@ -81,7 +67,7 @@ class Sampler:
         mask_of: npt.NDArray[np.int64] | None,
     ) -> list[int]:
         draws = _draws(rows, shapes)
-        sample = native.sample if native.available and logits.device.type == "cpu" else reference.sample
+        sample = kernels.sample
         penalised = [i for i, shape in enumerate(shapes) if _has_penalties(shape)]
         if not penalised:
             return _ints(sample(logits, draws, np.arange(len(rows)), masks, mask_of))

@@ -48,6 +48,7 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: float = 0.02
     decay_from: float = 0.55
+    drills: int = 16  # in so many first pools every second batch is a copying drill
 
 
 QUICK = Recipe(
@@ -57,6 +58,7 @@ QUICK = Recipe(
     micro=2048,
     batch=2048,
     vocabulary_samples=300,
+    drills=1,
 )
 
 
@@ -142,11 +144,39 @@ def batches(encoded: list[Encoded], micro: int, rng: Random) -> list[Batch]:
     return found
 
 
+def drill(recipe: Recipe, rng: Random) -> Batch:
+    """Runs of random tokens, retold in changing order; all but the first token of a retold run is learned.
+
+    Nothing but attention to the earlier telling solves this, so the heads that copy form within a few hundred steps."""
+    length = 192
+    rows = recipe.micro // length
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    at: list[int] = []
+    targets: list[int] = []
+    for row in range(rows):
+        runs = [
+            [rng.randrange(len(SPECIAL), recipe.shape.vocab) for _ in range(rng.randint(2, 9))]
+            for _ in range(rng.randint(2, 8))
+        ]
+        told: list[tuple[int, bool]] = [(token, False) for run in runs for token in run]
+        while len(told) <= length:
+            told += [(token, i > 0) for run in rng.sample(runs, len(runs)) for i, token in enumerate(run)]
+        ids[row] = torch.tensor([token for token, _ in told[:length]])
+        learned = [i for i in range(1, length + 1) if told[i][1]]
+        at += [row * length + i - 1 for i in learned]
+        targets += [told[i][0] for i in learned]
+    return Batch(ids, torch.tensor(at), torch.tensor(targets))
+
+
 def pool_batches(tokenizer: Tokenizer, recipe: Recipe, pool: int) -> list[Batch]:
     """The batches of pool number `pool`; they depend on nothing else, so a run resumes at any pool."""
     samples = [training_sample(recipe.seed, pool * recipe.pool + i) for i in range(recipe.pool)]
     texts = [[(piece.text, piece.learn) for piece in sample.pieces] for sample in samples]
-    return batches(encode(tokenizer, texts, recipe.shape.context), recipe.micro, Random(f"{recipe.seed} {pool}"))
+    rng = Random(f"{recipe.seed} {pool}")
+    found = batches(encode(tokenizer, texts, recipe.shape.context), recipe.micro, rng)
+    if pool < recipe.drills:
+        found = [batch for real in found for batch in (real, drill(recipe, rng))]
+    return found
 
 
 def pace(recipe: Recipe, tokens: int) -> float:

@@ -123,6 +123,10 @@ class Scheduler:
     def _drawn(self, request: Request, drawn: Drawn, events: list[Event]) -> None:
         answer = request.answer
         assert answer is not None
+        if drawn.fault:
+            self._retire(request.id)
+            events.append(Failed(request.id, "no_token", drawn.fault))
+            return
         request.known.append(drawn.token)
         answer.take(drawn.token, drawn.score)
         ending = answer.stops.feed(drawn.token)

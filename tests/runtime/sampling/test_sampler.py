@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from branchwork import kernels
 from branchwork.kernels.cpu import native
+from branchwork.kernels.cpu import sample as cpu_sample
+from branchwork.kernels.reference import sample as reference
 from branchwork.runtime.plan import Drawn, Row
-from branchwork.runtime.sampling import sampler as module
-from branchwork.runtime.sampling.sampler import Sampler, SamplingError
+from branchwork.runtime.sampling.sampler import Sampler
 from branchwork.runtime.wire import Shape
 
 LOGITS = [1.0, 3.0, 2.5, -1.0, 0.0, 2.0, 1.5, -3.0]
@@ -21,7 +23,8 @@ CHI_SQUARE = [10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32]  # p = 0.001 for 
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "native" and not native.available:
         pytest.skip(native.why)
-    monkeypatch.setattr(module.native, "available", request.param == "native")
+    chosen = cpu_sample if request.param == "native" else reference
+    monkeypatch.setattr(kernels, "sample", chosen.sample)
     return str(request.param)
 
 
@@ -213,15 +216,14 @@ def test_scores_belong_to_the_unshaped_distribution() -> None:
     assert third.score.top == ()
 
 
-def test_a_row_without_a_token_names_its_request_and_the_others_keep_theirs() -> None:
+def test_a_row_without_a_token_says_why_and_the_others_keep_theirs() -> None:
     logits = torch.tensor([LOGITS] * 3)
     logits[1, 2] = torch.nan
     rows = [row(request=70, temperature=0.0), row(request=71, logprobs=1), row(request=72)]
-    with pytest.raises(SamplingError, match=r"request 71.*NaN") as caught:
-        Sampler(VOCAB).draw(logits, rows, np.zeros((1, 1), dtype=np.int32), [2])
-    assert set(caught.value.requests) == {71, 72}
-    assert "mask" in caught.value.requests[72]
-    assert caught.value.drawn == [Drawn(1), Drawn(-1), Drawn(-1)]
+    good, infinite, masked = Sampler(VOCAB).draw(logits, rows, np.zeros((1, 1), dtype=np.int32), [2])
+    assert good == Drawn(1)
+    assert (infinite.token, masked.token) == (-1, -1)
+    assert "NaN" in infinite.fault and "mask" in masked.fault
 
 
 def test_no_rows_draw_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeRunner, fake_next, fake_score
 
 from branchwork.runtime.cache.prefix_cache import PrefixCache
-from branchwork.runtime.plan import Row
+from branchwork.runtime.plan import Drawn, Result, Row
 from branchwork.runtime.scheduler.policy import AGEING
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.wire import (
@@ -530,3 +530,18 @@ def test_tokens_leave_one_by_one_only_when_streamed() -> None:
     house.drain()
     assert house.outcomes[2].events == 9 and house.outcomes[3].events == 1
     assert len(house.outcomes[2].ids) == len(house.outcomes[3].ids) == 9
+
+
+def test_a_row_without_a_token_ends_its_request_and_no_other() -> None:
+    house = House()
+    house.add(submit(1, range(10, 20)))
+    house.add(submit(2, range(30, 40)))
+    plan = house.scheduler.plan()
+    assert plan is not None
+    result = house.runner.execute(plan)
+    drawn = [Drawn(fault="NaN") if row.request == 1 else one for row, one in zip(plan.rows, result.rows)]
+    house.take(house.scheduler.commit(plan, Result(result.step, tuple(drawn))))
+    assert house.others[1] == Failed(1, "no_token", "NaN")
+    house.drain()
+    assert house.outcomes[2].ids == alone(submit(2, range(30, 40)))
+    house.assert_nothing_held()
