@@ -60,7 +60,8 @@ class Backend(Protocol):
     def model(self) -> Any:
         """The model's name, or its protocol.ModelInfo."""
 
-    def open(self, sink: Sink) -> Session: ...
+    def open(self, sink: Sink, stream: bool) -> Session:
+        """Begin a program. Deltas are wanted only when `stream`; Done comes in any case."""
 
 
 Emit = Callable[[Chunk], None]
@@ -83,15 +84,15 @@ class LocalBackend:
         self.frames = frames or ChatFrames()
         self.execute = execute
 
-    def open(self, sink: Sink) -> Session:
-        return _LocalSession(self.execute, self.frames, sink)
+    def open(self, sink: Sink, stream: bool) -> Session:
+        return _LocalSession(self.execute, self.frames, sink, stream)
 
 
 class _LocalSession:
     """Everything but the four entry points runs on the background loop."""
 
-    def __init__(self, execute: Execute, frames: ChatFrames, sink: Sink) -> None:
-        self._execute, self._sink = execute, sink
+    def __init__(self, execute: Execute, frames: ChatFrames, sink: Sink, stream: bool) -> None:
+        self._execute, self._sink, self._stream = execute, sink, stream
         self._program = Program(frames)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._closed = False
@@ -133,7 +134,7 @@ class _LocalSession:
 
     async def _answer(self, call: Call) -> None:
         def emit(chunk: Chunk) -> None:
-            if call.id in self._tasks:
+            if self._stream and call.id in self._tasks:
                 self._sink(Delta(0, call.branch, call.node, chunk.text, chunk.meta))
 
         branch = self._program.branch(call.branch)

@@ -7,6 +7,7 @@ Mistakes that can be seen here (unknown knobs, bad ranges, no choices) are raise
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -44,6 +45,11 @@ def knobs_of(given: Mapping[str, Any]) -> dict[str, Any]:
         knobs = asked | {name: value for name, value in knobs.items() if value is not None}
     knobs = normalise(knobs)
     merge(knobs)
+    for pattern in knobs.get("stop_regex", ()):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"stop_regex {pattern!r} is not a regular expression: {error}") from None
     return knobs
 
 

@@ -60,11 +60,11 @@ class Invocation(NamedTuple):
     body: Callable[[ProgramState], Any]
     knobs: dict[str, Any]
     backend: Backend | None
-    apart: bool  # the body runs in a thread of its own
+    apart: bool  # stream=True: the body runs in a thread of its own, text comes piece by piece
 
     def begin(self) -> ProgramState:
         """Raises BackendError when the backend cannot take it."""
-        return ProgramState(LiveProgram(self.backend or default_backend()), knobs=self.knobs)
+        return ProgramState(LiveProgram(self.backend or default_backend(), stream=self.apart), knobs=self.knobs)
 
     def perform(self, state: ProgramState) -> None:
         """Run the body in this thread. What it raises also stops the program."""
@@ -150,7 +150,7 @@ class Function:
 
     def stream(self, *args: Any, **options: Any) -> ProgramState:
         """run(stream=True): then read the state's text_iter or text_async_iter."""
-        invocation = self._invoke(args, options)
+        invocation = self._invoke(args, options)._replace(apart=True)
         state = invocation.begin()
         invocation.perform_apart(state)
         return state

@@ -61,9 +61,9 @@ class Body:
 
 
 class LiveProgram:
-    """Dropping the last reference cancels what still runs."""
+    """stream: text is wanted piece by piece. Dropping the last reference cancels what still runs."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, stream: bool = False) -> None:
         self.backend = backend  # must not be dropped while a program runs on it
         self.machine = Program(backend.frames)
         self.changed = threading.Condition()
@@ -74,7 +74,7 @@ class LiveProgram:
         self._branches = 1
         self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._pid = os.getpid()
-        self._session = backend.open(_weak_sink(self))
+        self._session = backend.open(_weak_sink(self), stream)
         self._finalizer = weakref.finalize(self, self._session.close)
         self._finalizer.atexit = False
 

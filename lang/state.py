@@ -107,10 +107,7 @@ class ProgramState:
     # --- branches
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ForkGroup:
-        """`size` copies of this branch as it is here; they and this branch go on side by side.
-
-        position_ids_offset is taken for SGLang's sake and has no effect (there neither).
-        """
+        """`size` copies of this branch, side by side with it from here. position_ids_offset: SGLang's, without effect."""
         if size < 1:
             raise ValueError(f"fork needs a size of at least 1, got {size!r}")
         children = self.live.new_branches(size)
@@ -211,7 +208,10 @@ class ProgramState:
         return self.live.body.value
 
     def text_iter(self, name: str | None = None) -> Iterator[str]:
-        """Text as it comes, of one variable or of the whole branch until its program has ended."""
+        """Text as it comes, of one variable or of the whole branch until its program has ended.
+
+        Pieces are as small as the backend makes them with stream=True; otherwise every gen comes in one.
+        """
         with self._body_errors_first():
             for chunk in drive(self.live, self._follow(name)):
                 if chunk.text:

@@ -115,7 +115,7 @@ class Link:
 
     # --- any thread
 
-    def open(self, sink: Sink) -> int:
+    def open(self, sink: Sink, stream: bool) -> int:
         """A new program's number. Raises RuntimeLost, and RuntimeUnavailable in a forked child."""
         self._check_process()
         with self.gate:
@@ -123,7 +123,7 @@ class Link:
                 raise RuntimeLost(f"{self.lost.message} Connect again, or start another Runtime.")
             program = next(self._numbers)
             self._sinks[program] = sink
-        self.put(Open(program))
+        self.put(Open(program, stream))
         return program
 
     def put(self, message: ClientMessage) -> None:

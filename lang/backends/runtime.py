@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +22,12 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+import zmq
+
 from branchwork.lang import loop
 from branchwork.lang.backend import Session, Sink
 from branchwork.lang.backends.link import Keys, Link
-from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeStartError
+from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeStartError, RuntimeUnavailable
 from branchwork.lang.ir import Laid
 from branchwork.lang.protocol import Cancel, ChatFrames, ModelInfo
 
@@ -46,9 +51,9 @@ class RuntimeBackend:
     def frames(self) -> ChatFrames:
         return self.model.frames
 
-    def open(self, sink: Sink) -> Session:
+    def open(self, sink: Sink, stream: bool) -> Session:
         """Raises RuntimeLost when the connection is over."""
-        return _RuntimeSession(self._link, self._link.open(sink))
+        return _RuntimeSession(self._link, self._link.open(sink, stream))
 
     def stats(self, timeout: float = 10.0) -> dict[str, Any]:
         """The runtime's counters. Raises RuntimeLost, BackendError."""
@@ -118,21 +123,35 @@ def _is_private(endpoint: str) -> bool:
 class Runtime:
     """A runtime of `model`, started by this program and ended with it.
 
-    options are the runtime's own (page_size=16, ...) and are handed on as name=value. progress: print loading stages.
-    start_timeout: seconds without a sign of life while it loads. Raises RuntimeStartError with the runtime's own words.
-    It listens on a socket in a folder that only this user can enter.
+    endpoint: where it listens; by default a socket in a folder that only this user can enter, else loopback TCP with a
+    secret that both sides know (port * takes a free one). options are the runtime's own (page_size=16, ...) and are
+    handed on as name=value. progress: print loading stages. start_timeout: seconds without a sign of life while it
+    loads. Raises RuntimeStartError with the runtime's own words.
     """
 
     def __init__(
-        self, model: str = "sapling", *, progress: bool = False, start_timeout: float = 120.0, **options: Any
+        self,
+        model: str = "sapling",
+        *,
+        endpoint: str = "",
+        progress: bool = False,
+        start_timeout: float = 120.0,
+        **options: Any,
     ) -> None:
-        self._folder = Path(_private_folder())
-        self._process = _spawn(model, f"ipc://{self._folder}/runtime", options, self._folder / "log")
-        ended = _Obituary(self._process, self._folder / "log")
-        link = Link(f"ipc://{self._folder}/runtime", owner=ended)
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, link, self._folder)
+        folder = Path(_private_folder())
+        ipc = f"ipc://{folder}/runtime"
+        endpoint = endpoint or (ipc if zmq.has("ipc") else "tcp://127.0.0.1:*")
+        if not _is_private(endpoint):
+            raise Refused("unencrypted", f"{endpoint} is open to other machines; a runtime of one's own needs loopback")
+        token = "" if endpoint == ipc else secrets.token_hex(16)
+        self._process = _spawn(model, endpoint, options, folder / "log", token)
+        ended = _Obituary(self._process, folder / "log")
+        link = Link(endpoint, owner=ended)
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, link, folder)
         try:
-            info = loop.run(link.start("", start_timeout, _print_stage if progress else None))
+            if endpoint.endswith(":*"):
+                link.endpoint = ended.listening(start_timeout)
+            info = loop.run(link.start(token, start_timeout, _print_stage if progress else None))
         except BackendError as error:
             said = "" if isinstance(error, (Refused, RuntimeLost)) else ended.last_words()
             self.shutdown()
@@ -158,8 +177,8 @@ class Runtime:
     def pid(self) -> int:
         return self._process.pid
 
-    def open(self, sink: Sink) -> Session:
-        return self._backend.open(sink)
+    def open(self, sink: Sink, stream: bool) -> Session:
+        return self._backend.open(sink, stream)
 
     def stats(self) -> dict[str, Any]:
         """The runtime's counters. Raises RuntimeLost, BackendError."""
@@ -195,6 +214,19 @@ class _Obituary:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
         return f"The runtime (process {self._process.pid}) {how}.{self.last_words()}"
 
+    def listening(self, timeout: float) -> str:
+        """The endpoint that it says it took. Raises RuntimeLost when it ends first, RuntimeUnavailable on timeout."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            said = re.search(r"listening on (\S+)\n", self._log.read_text(errors="replace"))
+            if said is not None:
+                return said[1]
+            words = self()
+            if words is not None:
+                raise RuntimeLost(words)
+            time.sleep(0.05)
+        raise RuntimeUnavailable(f"it did not say within {timeout:g} s where it listens")
+
     def last_words(self) -> str:
         text = self._log.read_text(errors="replace").strip() if self._log.exists() else ""
         return f" Its last words:\n{text[-LAST_WORDS:]}" if text else ""
@@ -209,14 +241,15 @@ def _private_folder() -> str:
     return folder
 
 
-def _spawn(model: str, endpoint: str, options: dict[str, Any], log: Path) -> subprocess.Popen[bytes]:
+def _spawn(model: str, endpoint: str, options: dict[str, Any], log: Path, token: str) -> subprocess.Popen[bytes]:
+    env = os.environ | {"BRANCHWORK_TOKEN": token}
     command = [sys.executable, "-m", "branchwork.runtime.gateway.main", "--model", model, "--endpoint", endpoint]
     for name, value in options.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         command += ["--option", f"{name}={text}"] if value is not None else []
     with log.open("wb") as out:
         # A session of its own: Ctrl-C at the terminal is for the program, which then ends the runtime itself.
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True, env=env)
 
 
 def _end(parent: int, process: subprocess.Popen[bytes], link: Link, folder: Path) -> None:

@@ -82,6 +82,7 @@ def test_sglang_spellings_of_logprobs() -> None:
         (lambda: bw.gen("x", temperature=-1), ValueError, "temperature=-1"),
         (lambda: bw.gen("x", tempo=1), TypeError, "tempo"),
         (lambda: bw.gen("x", min_tokens=9, max_tokens=5), ValueError, "min_tokens=9"),
+        (lambda: bw.gen("x", stop_regex="("), ValueError, "stop_regex.*position 0"),
         (lambda: bw.gen(""), TypeError, "name"),
         (lambda: bw.gen("x", choices=[]), ValueError, "empty"),
         (lambda: bw.select("x", ["a", "a"]), ValueError, "repeats"),

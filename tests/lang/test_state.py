@@ -293,6 +293,7 @@ def test_text_iter_gives_pieces_as_they_come() -> None:
     backend = bw.ScriptedBackend({"x": "one two three", "y": "four"}, delay=0.01)
     assert list(program.stream(backend=backend).text_iter()) == ["say: ", "one", " two", " three", ".", "four"]
     assert list(program.run(stream=True, backend=backend).text_iter("x")) == ["one", " two", " three"]
+    assert list(program.run(backend=backend).text_iter("x")) == ["one two three"]
     assert "".join(program.run(backend=backend).sync().text_iter()) == "say: one two three.four"
 
 
@@ -301,7 +302,7 @@ def test_text_iter_inside_the_body_ends_with_what_is_laid() -> None:
         s += bw.gen("x")
         return list(s.text_iter("x")) + list(s.text_iter())
 
-    assert run(body, {"x": "a b"}).ret_value == ["a", " b", "a b"]
+    assert run(body, {"x": "a b"}).ret_value == ["a b", "a b"]
 
 
 def test_a_stream_ends_with_the_error_of_body_or_node() -> None:

@@ -42,6 +42,7 @@ class FakeGateway:
         self.under_way = self.peak = 0
         self._stop = threading.Event()
         self._programs: dict[tuple[bytes, int], Program] = {}
+        self._streams: dict[tuple[bytes, int], bool] = {}
         self._calls: list[tuple[bytes, int, Call]] = []
         self._bound = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -60,6 +61,7 @@ class FakeGateway:
             socket.linger = 0
             self._socket = socket
             socket.bind(self.endpoint)
+            self.bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
             self._bound.set()
             while not self._stop.is_set():
                 if socket.poll(10):
@@ -77,7 +79,8 @@ class FakeGateway:
             case protocol.Hello():
                 for reply in self.greet(message):
                     self._send(identity, reply)
-            case protocol.Open(program):
+            case protocol.Open(program, stream):
+                self._streams[identity, program] = stream
                 self._programs[identity, program] = Program(MODEL.frames)
             case protocol.Nodes(program, branch, nodes):
                 self.under_way += len(nodes)
@@ -102,7 +105,7 @@ class FakeGateway:
                     self._calls.append((identity, number, output))
                     continue
                 case NodeDone(branch, node, values, meta) if values:
-                    for character in values[0]:
+                    for character in values[0] if self._streams[identity, number] else "":
                         self._send(identity, protocol.Delta(number, branch, node, character))
                     self._send(identity, protocol.Done(number, branch, node, values, meta))
                 case NodeFailed(branch, node, code, why):
@@ -414,7 +417,7 @@ def test_a_process_that_ends_with_a_program_under_way_ends_quietly(gateway: Fake
 # --- a runtime of one's own, played by a script in the place of the gateway's entry point
 
 _SCRIPT = """
-import sys, zmq
+import os, sys, zmq
 sys.path.insert(0, {tests!r})
 from branchwork.lang import protocol
 mode = dict(o.split("=") for o in sys.argv[sys.argv.index("--option") + 1::2])["mode"]
@@ -427,10 +430,13 @@ import test_runtime_backend as fake
 def greet(hello):
     if mode == "refuse":
         return [protocol.Refused("unknown_model", "no model of that name")]
+    if mode == "secret" and hello.token != os.environ["BRANCHWORK_TOKEN"]:
+        return [protocol.Refused("token", "wrong token")]
     return [protocol.Loading("weights", 0.5), fake.welcome()]
 gateway = fake.FakeGateway(endpoint, greet)
 if mode == "refuse":
     import time; time.sleep(0.5); gateway.stop(); sys.exit(1)
+print("gateway: listening on", gateway.bound, file=sys.stderr, flush=True)
 if mode == "hold":
     gateway.held.set()
 sys.stdin.read()
@@ -464,6 +470,16 @@ def test_a_runtime_of_ones_own_starts_serves_and_ends(spawned: None, capsys: pyt
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     runtime.shutdown()
+
+
+def test_a_runtime_of_ones_own_may_listen_on_loopback_tcp_with_a_secret(spawned: None) -> None:
+    with bw.Runtime("fake", endpoint="tcp://127.0.0.1:*", mode="secret") as runtime:
+        assert runtime.endpoint.startswith("tcp://127.0.0.1:") and not runtime.endpoint.endswith("*")
+        assert bw.function(lambda s: s.gen("x")).run(backend=runtime)["x"] == ""
+        with pytest.raises(bw.Refused, match="token"):
+            bw.connect(runtime.endpoint, timeout=2)
+    with pytest.raises(bw.Refused, match="loopback"):
+        bw.Runtime("fake", endpoint="tcp://0.0.0.0:*")
 
 
 @pytest.mark.parametrize(("mode", "says"), [("crash", "no such file: weights"), ("refuse", "no model of that name")])
