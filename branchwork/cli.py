@@ -162,7 +162,7 @@ def main() -> None:
     import branchwork as bw
 
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # the status of typer.Exit comes back as the value
     except (bw.ProgramError, bw.BackendError) as error:
         errors.print(f"[red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
         sys.exit(1)
@@ -170,13 +170,12 @@ def main() -> None:
         with contextlib.suppress(OSError):
             errors.print("interrupted")
         sys.exit(130)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
     except Exception as error:
         if not hasattr(error, "show"):  # click's own usage errors know how to show themselves
             raise
         error.show()
         sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class ProgramState:
     # --- branches
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ForkGroup:
-        """`size` copies of this branch, side by side with it from here. position_ids_offset: SGLang's, without effect."""
+        """`size` copies of this branch, side by side with it from here. position_ids_offset: without effect."""
         if size < 1:
             raise ValueError(f"fork needs a size of at least 1, got {size!r}")
         children = self.live.new_branches(size)
