@@ -5,13 +5,11 @@ Knows: the language's public surface, the clock. Must not know: runtime internal
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -44,39 +42,39 @@ def _complete(s: Any, text: str, tokens: int) -> None:
     s += text + bw.gen("out", max_tokens=tokens, temperature=0, ignore_eos=True)
 
 
-def measure(
-    console: Console,
-    model: str,
-    options: Mapping[str, Any],
-    prompt: int,
-    generate: int,
-    batch: int,
-    repeats: int,
-    json_file: Path | None,
-) -> None:
-    """Run each workload `repeats` times on one fresh runtime and print medians with their spread."""
+class Size(NamedTuple):
+    """prompt: about so many tokens each; generate: tokens of each answer; batch: requests at once; repeats: rounds."""
+
+    prompt: int
+    generate: int
+    batch: int
+    repeats: int
+
+
+def measure(console: Console, runtime: bw.Runtime, size: Size) -> list[dict[str, Any]]:
+    """Run each workload `repeats` times and print medians with their spread; the rows as data."""
     draw = random.Random(0)
     rows: list[dict[str, Any]] = []
-    with bw.Runtime(model, **options) as runtime:
-        shared = _text(draw, prompt)
-        workloads: dict[str, Callable[[], list[str]]] = {
-            "one stream": lambda: [_text(draw, prompt)],
-            f"batch of {batch}": lambda: [_text(draw, prompt) for _ in range(batch)],
-            f"batch of {batch}, shared prompt": lambda: [shared + _text(draw, 8) for _ in range(batch)],
-        }
-        _round(runtime, [_text(draw, 8)], 8)
-        for name, texts in track(workloads.items(), description="measuring", console=console, transient=True):
-            runs = [_round(runtime, texts(), generate) for _ in range(repeats)]
-            rows.append(_summary(name, runs))
-    table = Table(title=f"{model}: prompt about {prompt} tokens, generate {generate}, {repeats} rounds")
+    shared = _text(draw, size.prompt)
+    batch = range(size.batch)
+    workloads: dict[str, Callable[[], list[str]]] = {
+        "one stream": lambda: [_text(draw, size.prompt)],
+        f"batch of {size.batch}": lambda: [_text(draw, size.prompt) for _ in batch],
+        f"batch of {size.batch}, shared prompt": lambda: [shared + _text(draw, 8) for _ in batch],
+    }
+    _round(runtime, [_text(draw, 8)], 8)
+    for name, texts in track(workloads.items(), description="measuring", console=console, transient=True):
+        runs = [_round(runtime, texts(), size.generate) for _ in range(size.repeats)]
+        rows.append(_summary(name, runs))
+    title = f"prompt about {size.prompt} tokens, generate {size.generate}, {size.repeats} rounds"
+    table = Table(title=f"{runtime.model.name}: {title}")
     for title in ("workload", "generated tokens/s", "spread", "prompt tokens", "reused"):
         table.add_column(title, justify="left" if title == "workload" else "right")
     for row in rows:
         spread = f"{row['low']:,.0f}-{row['high']:,.0f}"
         table.add_row(row["workload"], f"{row['rate']:,.0f}", spread, f"{row['prompt']:,}", f"{row['reused']:.0%}")
     console.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps({"model": model, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    return rows
 
 
 def _text(draw: random.Random, tokens: int) -> str:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import runpy
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import branchwork as bw
 
 app = typer.Typer(
     name="branchwork",
@@ -40,7 +47,7 @@ def demo(model: ModelOption = "sapling", option: OptionOption = None) -> None:
     """Run a small program (turns, gen, select, fork) on its own runtime and show what was shared."""
     from branchwork.demo import show
 
-    show(console, model, _options(option))
+    show(console, model, lambda: start(model, _options(option)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -56,7 +63,7 @@ def run(
 
     if not file.is_file():
         _fail(f"{file} is not a file; give the path of a Python program")
-    backend = bw.connect(endpoint) if endpoint else bw.Runtime(model, **_options(option))
+    backend = bw.connect(endpoint) if endpoint else start(model, _options(option))
     bw.set_default_backend(backend)
     sys.argv = [str(file), *context.args]
     try:
@@ -79,8 +86,10 @@ def serve(
     endpoint = endpoint or default_endpoint()
     errors.print(f"connect with: [bold]branchwork.connect({endpoint!r})[/]", highlight=False)
     errors.print("Ctrl-C ends the runtime")
-    arguments = gateway.Arguments(model, endpoint, option or [], curve_keys)
-    raise typer.Exit(asyncio.run(gateway.serve(arguments)))
+    with loading_bar() as say:
+        arguments = gateway.Arguments(model, endpoint, option or [], curve_keys, say=say)
+        status = asyncio.run(gateway.serve(arguments))
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -94,9 +103,13 @@ def bench(
     option: OptionOption = None,
 ) -> None:
     """Tokens per second of one stream, a batch, and a batch that shares its prompt."""
-    from branchwork.bench import measure
+    from branchwork.bench import Size, measure
 
-    measure(console, model, _options(option), prompt, generate, batch, repeats, json_file)
+    size = Size(prompt, generate, batch, repeats)
+    with start(model, _options(option)) as runtime:
+        rows = measure(console, runtime, size)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"model": model, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -107,7 +120,7 @@ def doctor() -> None:
     for title, rows in examine():
         table = Table(title=title, title_justify="left", show_header=False)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
 
 
@@ -125,6 +138,28 @@ def keys(folder: Annotated[Path, typer.Argument(help="where to write server.key_
     (folder / "client.key").rename(clients / "client.key")
     console.print(f"server: branchwork serve --curve-keys {folder} --endpoint tcp://0.0.0.0:5570")
     console.print(f"client: branchwork.connect('tcp://HOST:5570', curve_keys='{folder}')")
+
+
+@contextlib.contextmanager
+def loading_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error while a runtime loads; it goes away at the stage "ready"."""
+    with Progress(console=errors, transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+
+        def say(stage: str, fraction: float) -> None:
+            progress.update(task, description=stage, completed=fraction)
+            if stage == "ready":
+                progress.stop()
+
+        yield say
+
+
+def start(model: str, options: Mapping[str, Any]) -> bw.Runtime:
+    """A runtime of one's own, with its loading shown."""
+    import branchwork as bw
+
+    with loading_bar() as say:
+        return bw.Runtime(model, progress=say, **options)
 
 
 def default_endpoint() -> str:

@@ -6,7 +6,7 @@ Knows: the language's public surface, the terminal. Must not know: runtime inter
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -35,11 +35,11 @@ def tour(s: Any, country: str, review: str, tips: int = 3) -> Any:
     return forks
 
 
-def show(console: Console, model: str, options: Mapping[str, Any]) -> None:
+def show(console: Console, model: str, start: Callable[[], bw.Runtime]) -> None:
     """Start a runtime, run the tour, print the program as it went and a table of its generations."""
     console.print("[bold]branchwork demo[/]: starting a runtime process with [cyan]" + model + "[/] ...")
     begun = time.perf_counter()
-    with bw.Runtime(model, **options) as runtime:
+    with start() as runtime:
         ready = time.perf_counter()
         state = tour.run(country="France", review="The movie was great.", backend=runtime)
         state.sync()

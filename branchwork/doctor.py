@@ -5,31 +5,20 @@ Knows: where to ask. Must not know: how to print (the command line does).
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
+import shutil
 import sys
 
 import torch
 import zmq
 
 from branchwork.kernels import table
+from branchwork.kernels.cpu import native
 from branchwork.runtime.config import cores, free_memory
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.models.registry import FAMILIES, load_spec
-
-EXTRAS = {
-    "transformers": ("hf", "comparison with transformers and other checkpoints' tools"),
-    "outlines_core": ("grammar", "constrained decoding"),
-    "llguidance": ("grammar", "constrained decoding of large grammars"),
-    "starlette": ("server", "HTTP"),
-    "nbclient": ("notebook", "running the notebooks"),
-    "ray": ("cluster", "several nodes"),
-    "triton": ("gpu", "GPU kernels"),
-}
-
 
 def examine() -> list[tuple[str, list[tuple[str, ...]]]]:
     """Titled tables of (what, finding, hint) rows."""
@@ -38,7 +27,6 @@ def examine() -> list[tuple[str, list[tuple[str, ...]]]]:
         ("machine", _machine()),
         ("kernels", [(c.op, c.chosen, "; ".join(f"{name}: {why}" for name, why in c.missing)) for c in choices]),
         ("models", _models()),
-        ("packages", _packages()),
     ]
 
 
@@ -52,6 +40,7 @@ def _machine() -> list[tuple[str, ...]]:
         ("memory", f"{free_memory() / 2**30:.1f} GiB free", ""),
         ("gpu", gpu, f"torch {torch.__version__}"),
         ("sockets", "ipc" if zmq.has("ipc") else "loopback TCP", f"zmq {zmq.zmq_version()}"),
+        ("C compiler", shutil.which("cc") or "none", "" if native.available else f"native kernels: {native.why}"),
         ("CURVE keys", "available" if zmq.has("curve") else "not in this zmq: no serving to other machines", ""),
         ("threads", os.environ.get("OMP_NUM_THREADS", "chosen by the runtime"), ""),
     ]
@@ -67,14 +56,4 @@ def _models() -> list[tuple[str, ...]]:
         rows.append(("sapling", "missing", str(error)))
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     rows.append(("hub", "offline (HF_HUB_OFFLINE=1)" if offline else "used for names like owner/name", ""))
-    return rows
-
-
-def _packages() -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for name, (extra, purpose) in EXTRAS.items():
-        if importlib.util.find_spec(name):
-            rows.append((name, importlib.metadata.version(name.replace("_", "-")), purpose))
-        else:
-            rows.append((name, f"not installed: pip install 'branchwork[{extra}]'", purpose))
     return rows

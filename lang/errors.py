@@ -64,4 +64,4 @@ class Refused(BackendError):
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
-        self.code = code
+        self.code, self.reason = code, message

@@ -22,6 +22,10 @@ class Node(msgspec.Struct, frozen=True, tag_field="k"):
     def __radd__(self, other: Any) -> Seq:
         return Seq((*_items(other), *_items(self)))
 
+    def __format__(self, spec: str) -> str:
+        kind = type(self).__name__.lower()
+        raise TypeError(f"a {kind} has no text yet, so it cannot stand in an f-string; join it with + instead")
+
 
 class Text(Node, frozen=True, tag="text"):
     value: str

@@ -246,7 +246,7 @@ class Link:
                 case Welcome():
                     return message
                 case RefusedMessage(code, why):
-                    raise Refused(code, f"the runtime at {self.endpoint} refused this client: {why}")
+                    raise Refused(code, why)
                 case Loading(stage, fraction):
                     until = time.monotonic() + timeout
                     if progress is not None:

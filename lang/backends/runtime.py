@@ -16,13 +16,14 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 import zmq
+import zmq.auth
 
 from branchwork.lang import loop
 from branchwork.lang.backend import Session, Sink
@@ -32,6 +33,7 @@ from branchwork.lang.ir import Laid
 from branchwork.lang.protocol import Cancel, ChatFrames, ModelInfo
 
 IPC_PATH = 100  # bytes that every platform allows in the path of a socket
+Stage = Callable[[str, float], None]
 LAST_WORDS = 2000  # characters of a dead runtime's log that go into an error
 
 
@@ -63,6 +65,10 @@ class RuntimeBackend:
         """Drop every cached prefix that nobody uses. Raises RuntimeLost, BackendError."""
         return self._link.ask("flush_cache", timeout)
 
+    def ask(self, what: str, timeout: float = 10.0) -> dict[str, Any]:
+        """Any question the runtime answers (ping, stats, check, flush_cache). Raises RuntimeLost, BackendError."""
+        return self._link.ask(what, timeout)
+
     def close(self) -> None:
         """End the connection; programs that still run on it fail with code closed."""
         self._finalizer()
@@ -87,24 +93,35 @@ def connect(
     *,
     token: str = "",
     timeout: float = 10.0,
-    server_key: str = "",
-    public_key: str = "",
-    secret_key: str = "",
+    curve_keys: str | Path = "",
 ) -> RuntimeBackend:
     """Connect to a runtime that serves at `endpoint` (ipc://path, tcp://host:port).
 
-    token: the runtime's shared secret on loopback TCP. server_key: its public CURVE key (Z85), needed for any other
-    host; public_key and secret_key: this client's pair where the runtime admits only known clients.
+    token: the runtime's shared secret on loopback TCP. curve_keys: a folder with the runtime's server.key and this
+    client's client.key_secret, as `branchwork keys` writes them; needed for any other machine.
     timeout: seconds without a sign of life. Raises RuntimeUnavailable, Refused.
     """
-    if not server_key and not _is_private(endpoint):
+    if not curve_keys and not _is_private(endpoint):
         raise Refused(
             "unencrypted",
-            f"{endpoint} leaves this machine and would go unencrypted; pass server_key= (the runtime's public CURVE "
-            "key), or reach it through a tunnel to 127.0.0.1",
+            f"{endpoint} leaves this machine and would go unencrypted; pass curve_keys= (the folder with the runtime's "
+            "CURVE keys), or reach it through a tunnel to 127.0.0.1",
         )
-    link = Link(endpoint, Keys(server_key, public_key, secret_key) if server_key else None)
-    return RuntimeBackend(link, loop.run(link.start(token, timeout, None)))
+    link = Link(endpoint, _read_keys(Path(curve_keys)) if curve_keys else None)
+    try:
+        return RuntimeBackend(link, loop.run(link.start(token, timeout, None)))
+    except Refused as no:
+        raise Refused(no.code, f"{no.reason} (said by the runtime at {endpoint})") from None
+
+
+def _read_keys(folder: Path) -> Keys:
+    """Raises Refused naming the file that is missing or no key."""
+    try:
+        server, _ = zmq.auth.load_certificate(folder / "server.key")
+        public, secret = zmq.auth.load_certificate(folder / "client.key_secret")
+    except (OSError, ValueError) as error:
+        raise Refused("keys", f"{folder} lacks usable CURVE keys ({error}); `branchwork keys` writes them") from None
+    return Keys(server.decode(), public.decode(), (secret or b"").decode())
 
 
 def _is_private(endpoint: str) -> bool:
@@ -125,8 +142,8 @@ class Runtime:
 
     endpoint: where it listens; by default a socket in a folder that only this user can enter, else loopback TCP with a
     secret that both sides know (port * takes a free one). options are the runtime's own (page_size=16, ...) and are
-    handed on as name=value. progress: print loading stages. start_timeout: seconds without a sign of life while it
-    loads. Raises RuntimeStartError with the runtime's own words.
+    handed on as name=value. progress: True prints loading stages, a function hears (stage, fraction).
+    start_timeout: seconds without a sign of life while it loads. Raises RuntimeStartError with the runtime's own words.
     """
 
     def __init__(
@@ -134,7 +151,7 @@ class Runtime:
         model: str = "sapling",
         *,
         endpoint: str = "",
-        progress: bool = False,
+        progress: bool | Stage = False,
         start_timeout: float = 120.0,
         **options: Any,
     ) -> None:
@@ -151,11 +168,13 @@ class Runtime:
         try:
             if endpoint.endswith(":*"):
                 link.endpoint = ended.listening(start_timeout)
-            info = loop.run(link.start(token, start_timeout, _print_stage if progress else None))
+            say = _print_stage if progress is True else progress or None
+            info = loop.run(link.start(token, start_timeout, say))
         except BackendError as error:
             said = "" if isinstance(error, (Refused, RuntimeLost)) else ended.last_words()
             self.shutdown()
-            raise RuntimeStartError(f"the runtime for model {model!r} did not start: {error}{said}") from None
+            why = f"{error.code}: {error.reason}" if isinstance(error, Refused) else f"{error}{said}"
+            raise RuntimeStartError(f"the runtime for model {model!r} did not start: {why}") from None
         except BaseException:
             self.shutdown()
             raise
@@ -187,6 +206,10 @@ class Runtime:
     def flush_cache(self) -> dict[str, Any]:
         """Drop every cached prefix that nobody uses. Raises RuntimeLost, BackendError."""
         return self._backend.flush_cache()
+
+    def check(self) -> dict[str, Any]:
+        """Let the runtime prove its own books; `fault` in the answer says what does not add up."""
+        return self._backend.ask("check")
 
     def shutdown(self) -> None:
         """End the runtime and wait for it; programs that still run on it fail. Safe to call twice."""

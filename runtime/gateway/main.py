@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,13 +34,17 @@ REFUSAL_TIME = 5.0  # seconds that a failed gateway stays to tell clients why
 
 
 class Arguments(NamedTuple):
-    """endpoint: ipc:///path or tcp://host:port. options: name=value strings. watch_stdin: end when stdin ends."""
+    """endpoint: ipc:///path or tcp://host:port. options: name=value strings. watch_stdin: end when stdin ends.
+
+    say(stage, fraction) hears of loading, last of the stage "ready".
+    """
 
     model: str
     endpoint: str
     options: list[str]
     curve_keys: Path | None = None
     watch_stdin: bool = False
+    say: Callable[[str, float], None] | None = None
 
 
 async def serve(arguments: Arguments) -> int:
@@ -84,11 +89,17 @@ async def serve(arguments: Arguments) -> int:
 
 async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
     config = parse([f"model={arguments.model}", *arguments.options])
-    server.loading("finding the model", 0.0)
+
+    def say(stage: str, fraction: float) -> None:
+        server.loading(stage, fraction)
+        if arguments.say is not None:
+            arguments.say(stage, fraction)
+
+    say("finding the model", 0.0)
     loop = asyncio.get_running_loop()
 
     def downloading(fraction: float) -> None:
-        loop.call_soon_threadsafe(server.loading, "downloading the model", fraction)
+        loop.call_soon_threadsafe(say, "downloading the model", fraction)
 
     directory = await asyncio.to_thread(find_model, config.model, progress=downloading)
     texts = await asyncio.to_thread(Texts, directory)
@@ -102,7 +113,7 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
         restarts=config.restarts,
         on_messages=host.on_messages,
         in_flight=host.restart,
-        on_loading=server.loading,
+        on_loading=say,
     )
     try:
         ready = await supervisor.start()
@@ -118,6 +129,8 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
             device=ready.device,
         )
         host.attach(supervisor.send, ready.context)
+        if arguments.say is not None:
+            arguments.say("ready", 1.0)
         server.open(host, info, config.window)
         await supervisor.serve()
     finally:

@@ -80,7 +80,7 @@ class Host:
                 if len(session.parents) >= self._max_branches:
                     text = f"{len(session.parents) + 1} branches; this runtime allows {self._max_branches} a program"
                     session.machine.fail_node(branch, laid.id, "too_many_branches", text)
-        self._advance(session)
+        self._execute(session, session.machine.settle())
 
     def cancel(self, connection: bytes, program: int, branch: int | None) -> None:
         session = self._sessions.get((connection, program))
@@ -156,7 +156,10 @@ class Host:
     # --- executing calls
 
     def _advance(self, session: Session) -> None:
-        while outputs := session.machine.advance():
+        self._execute(session, session.machine.advance())
+
+    def _execute(self, session: Session, outputs: Sequence[machine.Output]) -> None:
+        while outputs:
             self._credit(session, outputs)
             for output in outputs:
                 if isinstance(output, Call):
@@ -170,6 +173,7 @@ class Host:
                 elif output.values:
                     done = protocol.Done(session.program, output.branch, output.node, output.values, output.meta)
                     self._emit(session.connection, done)
+            outputs = session.machine.advance()
 
     def _credit(self, session: Session, outputs: Sequence[machine.Output]) -> None:
         executed = sum(not isinstance(output, Call) for output in outputs)

@@ -86,6 +86,55 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(scores.softmax(-1), values).view(batch, heads, length, width)
 
 
+@torch.no_grad()
+def plant_copying(net: Network) -> None:
+    """Start the network with an induction circuit: "find where this token stood before, and say what followed".
+
+    From random weights so small a run spends most of its tokens finding that circuit (Olsson et al., 2022); training
+    reshapes it freely. The hidden dimensions are cut in three: 0 is constant, the last third takes the previous
+    token's content, the rest is the token's own content."""
+    s = net.shape
+    group = s.heads // s.kv_heads
+    pairs = s.head_dim // 2
+    third = s.hidden // 3
+    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    net.embed.copy_(torch.randn_like(net.embed) * 0.05)
+    net.embed[:, 0] = 0.3
+    net.embed[:, s.hidden - third :] *= 0.1
+    constant = 0.3 / math.sqrt((0.3**2 + (s.hidden - third) * 0.05**2) / s.hidden)  # after the first norm
+    net.qkv[:3].mul_(0.3)
+    # Layer 0: all but the last group look one position back, by the phase of the fastest rotary pairs.
+    strength = math.sqrt(10 * math.sqrt(s.head_dim)) / constant
+    before = max(1, s.kv_heads - 1)
+    for g in range(before):
+        for pair in range(4):
+            angle = s.theta ** (-pair / pairs)
+            net.qkv[0, q + g * s.head_dim + pair, 0] = strength
+            for head in range(g * group, (g + 1) * group):
+                net.qkv[0, head * s.head_dim + pair, 0] = strength * math.cos(angle)
+                net.qkv[0, head * s.head_dim + pair + pairs, 0] = -strength * math.sin(angle)
+        for i in range(min(s.head_dim, third - g * s.head_dim)):
+            net.qkv[0, q + kv + g * s.head_dim + i, 1 + g * s.head_dim + i] = 1.0
+            for head in range(g * group, (g + 1) * group):
+                net.out[0, s.hidden - third + g * s.head_dim + i, head * s.head_dim + i] = 0.1 / group
+    # Layers 1 and 2: the slowest pairs compare own content with the content before, whatever the distance; what is
+    # found there is added to the residual stream as it is.
+    slow = [pair + half for pair in range(pairs - 6, pairs) for half in (0, pairs)]
+    gain = math.sqrt(10 * math.sqrt(s.head_dim) / len(slow))
+    for layer in range(1, min(3, s.layers)):
+        for g in range(s.kv_heads):
+            for i, row in enumerate(slow):
+                at = ((layer - 1) * s.kv_heads * len(slow) + g * len(slow) + i) % third
+                net.qkv[layer, q + g * s.head_dim + row, s.hidden - third + at] = gain
+                for head in range(g * group, (g + 1) * group):
+                    net.qkv[layer, head * s.head_dim + row, 1 + at] = gain
+            for i in range(s.head_dim):
+                own = 1 + (g * s.head_dim + i) % (s.hidden - third - 1)
+                net.qkv[layer, q + kv + g * s.head_dim + i, own] = 1.0
+                for head in range(g * group, (g + 1) * group):
+                    net.out[layer, own, head * s.head_dim + i] = 0.1 / group
+
+
 class Network(nn.Module):
     """Every matrix is stacked over the layers, so that one batched Newton-Schulz serves them all."""
 
@@ -102,11 +151,12 @@ class Network(nn.Module):
 
         self.embed = nn.Parameter(torch.randn(s.vocab, s.hidden) * 0.02)
         self.qkv = matrix(q + 2 * kv, s.hidden)
-        self.out = matrix(s.hidden, q, 0.2)
+        self.out = matrix(s.hidden, q, 0.03)
         self.gate_up = matrix(2 * s.ffn, s.hidden)
-        self.down = matrix(s.hidden, s.ffn, 0.2)
+        self.down = matrix(s.hidden, s.ffn, 0.03)
         self.norms = nn.Parameter(torch.ones(2 * s.layers + 1, s.hidden))
         cos, sin = rope_table(s)
+        plant_copying(self)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

@@ -20,5 +20,5 @@ def nothing_is_held(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every journey leaves the shared runtime's books in order."""
     yield
     if "runtime" in request.fixturenames:
-        answer = request.getfixturevalue("runtime")._backend._link.ask("check", 10)
+        answer = request.getfixturevalue("runtime").check()
         assert "fault" not in answer, answer

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -134,6 +135,28 @@ def test_serving_other_machines_needs_curve_keys() -> None:
     command = [sys.executable, "-m", "branchwork", "serve", "--endpoint", "tcp://0.0.0.0:0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and "curve-keys" in done.stderr
+
+
+def test_keys_open_a_runtime_to_their_holders_alone(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    branchwork = [sys.executable, "-m", "branchwork"]
+    subprocess.run([*branchwork, "keys", str(keys)], check=True, timeout=60, capture_output=True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    command = [*branchwork, "serve", "--endpoint", endpoint, "--curve-keys", str(keys), "-o", "pages=2000"]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        backend = bw.connect(endpoint, curve_keys=keys, timeout=30)
+        assert complete.run("Hello", max_tokens=2, backend=backend).text().startswith("Hello")
+        backend.close()
+        with pytest.raises(bw.RuntimeUnavailable):
+            bw.connect(endpoint, timeout=1)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(15) == 0
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_a_killed_runtime_ends_what_waits_with_a_clear_error() -> None:

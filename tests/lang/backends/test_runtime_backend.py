@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import zmq
+import zmq.auth
 
 import branchwork as bw
 from branchwork.lang import protocol
@@ -327,7 +328,7 @@ def test_loading_keeps_the_client_waiting(endpoint: str) -> None:
 
 @pytest.mark.parametrize("endpoint_", ["tcp://192.0.2.1:5555", "tcp://example.org:1", "tcp://*:5", "udp://x"])
 def test_leaving_the_machine_needs_keys(endpoint_: str) -> None:
-    with pytest.raises(bw.Refused, match="server_key"):
+    with pytest.raises(bw.Refused, match="curve_keys"):
         bw.connect(endpoint_, timeout=0.2)
 
 
@@ -336,8 +337,13 @@ def test_an_endpoint_that_is_none_is_a_clear_error() -> None:
         bw.connect("tcp://localhost:notaport", timeout=0.2)
 
 
-def test_curve_keys_let_the_right_client_in() -> None:
-    public, secret = zmq.curve_keypair()
+def test_curve_keys_let_the_right_client_in(tmp_path: Path) -> None:
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    for folder in (right, wrong):
+        folder.mkdir()
+        zmq.auth.create_certificates(folder, "server")
+        zmq.auth.create_certificates(folder, "client")
+    public, secret = zmq.auth.load_certificate(right / "server.key_secret")
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.curve_server, socket.curve_secretkey, socket.curve_publickey = True, secret, public
         port = socket.bind_to_random_port("tcp://127.0.0.1")
@@ -352,10 +358,11 @@ def test_curve_keys_let_the_right_client_in() -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            assert bw.connect(f"tcp://127.0.0.1:{port}", server_key=public.decode(), timeout=5).model == MODEL
-            other = zmq.curve_keypair()[0].decode()
+            assert bw.connect(f"tcp://127.0.0.1:{port}", curve_keys=right, timeout=5).model == MODEL
+            with pytest.raises(bw.Refused, match=r"server\.key"):
+                bw.connect(f"tcp://127.0.0.1:{port}", curve_keys=tmp_path, timeout=0.5)
             with pytest.raises(bw.RuntimeUnavailable, match="keys"):
-                bw.connect(f"tcp://127.0.0.1:{port}", server_key=other, timeout=0.5)
+                bw.connect(f"tcp://127.0.0.1:{port}", curve_keys=wrong, timeout=0.5)
         finally:
             done.set()
             thread.join()
