@@ -20,6 +20,7 @@ from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.models.registry import FAMILIES, load_spec
 
+
 def examine() -> list[tuple[str, list[tuple[str, ...]]]]:
     """Titled tables of (what, finding, hint) rows."""
     choices = table.report("cuda" if torch.cuda.is_available() else "cpu")

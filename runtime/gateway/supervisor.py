@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ import zmq.asyncio
 
 from branchwork.runtime import wire
 
+MEMORY = 600.0  # seconds after which a death no longer counts against the restarts
 TAIL = 40  # lines of an engine's last words kept for the error message
 
 
@@ -50,7 +52,8 @@ class Supervisor:
         self._command = command
         self._folder = folder
         self._threads = threads
-        self._restarts_left = restarts
+        self._restarts = restarts
+        self._deaths: list[float] = []
         self._on_messages = on_messages
         self._in_flight = in_flight
         self._on_loading = on_loading
@@ -110,11 +113,12 @@ class Supervisor:
                 self._on_messages(received)
                 continue
             status = await self._dead()
-            if self._restarts_left == 0:
+            now = time.monotonic()
+            self._deaths = [died for died in self._deaths if now - died < MEMORY] + [now]
+            if len(self._deaths) > self._restarts:
                 raise EngineDied(
                     "engine_died", f"the engine ended with status {status}; its last words:\n{self._tail()}"
                 )
-            self._restarts_left -= 1
             print(f"gateway: engine ended with status {status}; restarting it", file=sys.stderr, flush=True)
             await self.start()
             for message in self._in_flight():

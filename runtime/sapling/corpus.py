@@ -47,7 +47,7 @@ def short_lookup(rng: Random, split: Split) -> Sample:
 
 
 # The first samples are short and full of copying: everything that is read out of a prompt grows from copying.
-EARLY = 24_000
+EARLY = 6_000
 # name -> (share of samples, share among the first EARLY ones, maker)
 MIXTURE: dict[str, tuple[float, float, Maker]] = {
     "facts": (14, 8, knowledge.chat),

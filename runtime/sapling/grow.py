@@ -38,17 +38,17 @@ class Recipe:
 
     shape: Shape = field(default_factory=Shape)
     seed: int = 1
-    tokens: int = 18_000_000
+    tokens: int = 9_500_000
     pool: int = 2048  # samples that are sorted into batches together
     micro: int = 4096  # tokens of one forward
     batch: int = 4096  # tokens of one step
     vocabulary_samples: int = 24_000
-    muon_lr: float = 0.01
-    adam_lr: float = 0.004
+    muon_lr: float = 0.002
+    adam_lr: float = 0.0015
     weight_decay: float = 0.05
-    warmup: float = 0.02
-    decay_from: float = 0.55
-    drills: int = 16  # in so many first pools every second batch is a copying drill
+    warmup: float = 0.01
+    decay_from: float = 0.5
+    drills: int = 3  # in so many first pools every second batch is a copying drill
 
 
 QUICK = Recipe(

@@ -98,10 +98,11 @@ def plant_copying(net: Network) -> None:
     pairs = s.head_dim // 2
     third = s.hidden // 3
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    net.embed.copy_(torch.randn_like(net.embed) * 0.05)
-    net.embed[:, 0] = 0.3
+    net.embed.copy_(torch.randn_like(net.embed) * 0.2)
+    net.embed[:, 0] = 1.2
     net.embed[:, s.hidden - third :] *= 0.1
-    constant = 0.3 / math.sqrt((0.3**2 + (s.hidden - third) * 0.05**2) / s.hidden)  # after the first norm
+    constant = 1.2 / math.sqrt((1.2**2 + (s.hidden - third) * 0.2**2) / s.hidden)  # after the first norm
+    net.norms[-1] = 0.25  # logits then start at a sensible size although the residual stream is large
     net.qkv[:3].mul_(0.3)
     # Layer 0: all but the last group look one position back, by the phase of the fastest rotary pairs.
     strength = math.sqrt(10 * math.sqrt(s.head_dim)) / constant
@@ -116,7 +117,7 @@ def plant_copying(net: Network) -> None:
         for i in range(min(s.head_dim, third - g * s.head_dim)):
             net.qkv[0, q + kv + g * s.head_dim + i, 1 + g * s.head_dim + i] = 1.0
             for head in range(g * group, (g + 1) * group):
-                net.out[0, s.hidden - third + g * s.head_dim + i, head * s.head_dim + i] = 0.1 / group
+                net.out[0, s.hidden - third + g * s.head_dim + i, head * s.head_dim + i] = 0.4 / group
     # Layers 1 and 2: the slowest pairs compare own content with the content before, whatever the distance; what is
     # found there is added to the residual stream as it is.
     slow = [pair + half for pair in range(pairs - 6, pairs) for half in (0, pairs)]
@@ -132,7 +133,7 @@ def plant_copying(net: Network) -> None:
                 own = 1 + (g * s.head_dim + i) % (s.hidden - third - 1)
                 net.qkv[layer, q + kv + g * s.head_dim + i, own] = 1.0
                 for head in range(g * group, (g + 1) * group):
-                    net.out[layer, own, head * s.head_dim + i] = 0.1 / group
+                    net.out[layer, own, head * s.head_dim + i] = 0.4 / group
 
 
 class Network(nn.Module):

@@ -1,0 +1,32 @@
+"""What the README shows is what happens: its program is run, its output compared."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import branchwork as bw
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_program_prints_what_the_readme_says(runtime: bw.Runtime, tmp_path: Path) -> None:
+    section = README.split("## A program", 1)[1].split("\n## ", 1)[0]
+    program, printed = re.findall(r"```(?:python|text)\n(.*?)```", section, re.DOTALL)[:2]
+    file = tmp_path / "program.py"
+    file.write_text(program, encoding="utf-8")
+    command = [sys.executable, "-m", "branchwork", "run", str(file), "--endpoint", runtime.endpoint]
+    runtime.flush_cache()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == printed.strip()
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    shown = re.findall(r"^branchwork (\w+)", README, re.MULTILINE)
+    answer = subprocess.run([sys.executable, "-m", "branchwork", "--help"], capture_output=True, text=True, timeout=60)
+    assert len(shown) >= 6
+    for name in shown:
+        assert re.search(rf"\b{name}\b", answer.stdout), f"the README shows `branchwork {name}`"
