@@ -50,13 +50,13 @@ def short_lookup(rng: Random, split: Split) -> Sample:
 EARLY = 6_000
 # name -> (share of samples, share among the first EARLY ones, maker)
 MIXTURE: dict[str, tuple[float, float, Maker]] = {
-    "facts": (14, 8, knowledge.chat),
-    "few_shot": (6, 3, knowledge.few_shot),
-    "lookup": (17, 6, lookup.chat),
+    "facts": (17, 8, knowledge.chat),
+    "few_shot": (7, 3, knowledge.few_shot),
+    "lookup": (15, 6, lookup.chat),
     "lookup_few_shot": (6, 2, lookup.completion),
     "lookup_short": (2, 16, short_lookup),
     "echo": (4, 16, lookup.echo),
-    "sentiment": (6, 4, sentiment.chat),
+    "sentiment": (7, 4, sentiment.chat),
     "sentiment_few_shot": (4, 3, sentiment.completion),
     "extract": (9, 8, extract.chat),
     "extract_few_shot": (2, 1, extract.completion),
