@@ -64,7 +64,7 @@ def score(answer: Answer, cases: list[Case]) -> tuple[int, list[tuple[Case, str]
         for at in range(0, len(group), 50):
             part = group[at : at + 50]
             longest = max(len(case.expected) for case in part)
-            given = answer([case.prompt for case in part], longest // 2 + 16, stop)
+            given = answer([case.prompt for case in part], longest // 2 + 8, stop)
             wrong += [(case, text) for case, text in zip(part, given, strict=True) if not case.accepts(text)]
     return len(cases) - len(wrong), wrong
 

@@ -79,6 +79,7 @@ _ONE_OF = {
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
 _GPU_SHARE = 0.85
+_ONE_THREAD = 32 * 2**20  # bytes of weights under which waking a second thread costs more than it brings (LOG.md)
 _KV_CEILING = 4 * 2**30  # bytes on a CPU unless `memory` or `pages` says more
 
 
@@ -131,12 +132,17 @@ def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Confi
             f"give pages={least} or more, or memory= in GiB ({model.page_bytes} bytes a page)"
         )
     budget = config.budget or (1024 if hardware.device == "cpu" else 8192)
-    threads = config.threads or max(1, min(hardware.cores, 16))
+    threads = config.threads or pick_threads(model.weight_bytes, hardware.cores)
     device = hardware.device if config.device == "auto" else config.device
     resolved = msgspec.structs.replace(
         config, context=context, pages=pages, budget=budget, threads=threads, device=device
     )
     return resolved, notes
+
+
+def pick_threads(weight_bytes: int, cores: int) -> int:
+    """CPU threads of an engine. A small model is done before a second thread has woken up."""
+    return 1 if weight_bytes < _ONE_THREAD else min(cores, 16)
 
 
 def cores() -> int:

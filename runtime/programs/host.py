@@ -255,6 +255,8 @@ class Host:
             self._emit(session.connection, protocol.Delta(session.program, call.branch, call.node, text))
 
     def _stop(self, session: Session, calls: Sequence[int]) -> None:
+        if not calls:
+            return
         stopped = set(calls)
         for number, (owner, call, _) in list(self._under_way.items()):
             if owner is session and call.id in stopped:

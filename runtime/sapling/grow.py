@@ -38,7 +38,7 @@ class Recipe:
 
     shape: Shape = field(default_factory=Shape)
     seed: int = 1
-    tokens: int = 12_000_000
+    tokens: int = 24_000_000
     pool: int = 2048  # samples that are sorted into batches together
     micro: int = 4096  # tokens of one forward
     batch: int = 4096  # tokens of one step
@@ -88,18 +88,24 @@ def train_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 class Encoded(NamedTuple):
-    """Token ids, and for each whether it is learned."""
+    """Token ids, and the weight of each in the loss; 0 is not learned."""
 
     ids: list[int]
-    learn: list[bool]
+    weights: list[float]
 
 
 class Batch(NamedTuple):
-    """ids [rows, length]; `at` are the flat positions that predict `targets`, both [n]."""
+    """ids [rows, length]; `at` are the flat positions that predict `targets` with `weights`, all [n]."""
 
     ids: torch.Tensor
     at: torch.Tensor
     targets: torch.Tensor
+    weights: torch.Tensor
+
+
+def weight(tokens: int) -> float:
+    """The weight of each token in an answer of `tokens`: one word that decides counts more than a word of a list."""
+    return min(4.0, max(0.7, 12 / tokens))
 
 
 def encode(tokenizer: Tokenizer, samples: list[list[tuple[str, bool]]], context: int) -> list[Encoded]:
@@ -109,12 +115,12 @@ def encode(tokenizer: Tokenizer, samples: list[list[tuple[str, bool]]], context:
     found = []
     for sample in samples:
         ids: list[int] = []
-        learn: list[bool] = []
-        for _, mark in sample:
+        weights: list[float] = []
+        for _, learned in sample:
             part = next(encodings).ids
             ids += part
-            learn += [mark] * len(part)
-        found.append(Encoded(ids[: context + 1], learn[: context + 1]))
+            weights += [weight(len(part)) if learned else 0.0] * len(part)
+        found.append(Encoded(ids[: context + 1], weights[: context + 1]))
     return found
 
 
@@ -133,13 +139,15 @@ def batches(encoded: list[Encoded], micro: int, rng: Random) -> list[Batch]:
         ids = torch.zeros(len(group), length, dtype=torch.long)
         at: list[int] = []
         targets: list[int] = []
+        weights: list[float] = []
         for row, sample in enumerate(group):
             ids[row, : len(sample.ids) - 1] = torch.tensor(sample.ids[:-1])
-            learned = [i for i in range(1, len(sample.ids)) if sample.learn[i]]
+            learned = [i for i in range(1, len(sample.ids)) if sample.weights[i]]
             at += [row * length + i - 1 for i in learned]
             targets += [sample.ids[i] for i in learned]
+            weights += [sample.weights[i] for i in learned]
         if targets:
-            found.append(Batch(ids, torch.tensor(at), torch.tensor(targets)))
+            found.append(Batch(ids, torch.tensor(at), torch.tensor(targets), torch.tensor(weights)))
     rng.shuffle(found)
     return found
 
@@ -165,7 +173,7 @@ def drill(recipe: Recipe, rng: Random) -> Batch:
         learned = [i for i in range(1, length + 1) if told[i][1]]
         at += [row * length + i - 1 for i in learned]
         targets += [told[i][0] for i in learned]
-    return Batch(ids, torch.tensor(at), torch.tensor(targets))
+    return Batch(ids, torch.tensor(at), torch.tensor(targets), torch.ones(len(targets)))
 
 
 def pool_batches(tokenizer: Tokenizer, recipe: Recipe, pool: int) -> list[Batch]:
@@ -231,16 +239,16 @@ class Trainer:
         self.pool, self.tokens, self.seconds = state["pool"], state["tokens"], state["seconds"]
 
     def step(self, parts: list[Batch]) -> float:
-        """One update from several batches; each learned token weighs the same."""
+        """One update from several batches; the loss is the mean over all their weights."""
         factor = pace(self.recipe, self.tokens)
         for group in self.muon.param_groups:
             group["lr"] = self.recipe.muon_lr * factor
         for group in self.adam.param_groups:
             group["lr"] = self.recipe.adam_lr * factor
-        learned = sum(len(part.targets) for part in parts)
+        learned = float(sum(part.weights.sum() for part in parts))
         total = 0.0
         for part in parts:
-            loss = self.net(part.ids, part.at, part.targets) * (len(part.targets) / learned)
+            loss = self.net(part.ids, part.at, part.targets, part.weights / learned)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_([self.net.embed, self.net.norms], 1.0)
@@ -269,6 +277,7 @@ def export(net: Network, tokenizer: Tokenizer, out: Path) -> None:
     ids = {mark: tokenizer.token_to_id(mark) for mark in SPECIAL}
     ends = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"], "bos_token_id": None}
     save_file(net.hugging_face_state(), out / "model.safetensors", {"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner may read
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     named: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     described = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 from .facts import ATTRIBUTES, TABLES
-from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, system
+from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, spoken, system
 
 ASK = Phrases(
     (
@@ -140,7 +140,7 @@ def question(rng: Random, split: Split, kind: str, attribute: str, row: list[str
     if rng.random() < 0.08 and split == "train":
         name = name.lower()
     asked = phrases.pick(rng, split).format(a=rng.choice(words), x=name)
-    return asked[0].upper() + asked[1:] if rng.random() < 0.9 else asked
+    return spoken(rng, split, asked[0].upper() + asked[1:] if rng.random() < 0.9 else asked)
 
 
 def value_of(kind: str, attribute: str, row: list[str]) -> str:
@@ -235,7 +235,7 @@ def few_shot(rng: Random, split: Split, pairs: int = 0) -> Sample:
     pieces: list[Piece] = []
     lead = rng.choice(INTROS)
     topic = rng.choice(KINDS) if rng.random() < 0.4 else ""
-    count = pairs or rng.choice((1, 2, 3, 4, 5, 6, 8, 10))
+    count = pairs or rng.choice((1, 2, 4, 6, 8, 12, 16))
     for i in range(count):
         kind = topic or rng.choice(KINDS)
         row, attribute = rng.choice(TABLES[kind]), rng.choice(list(ATTRIBUTES[kind]))

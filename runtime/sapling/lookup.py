@@ -8,7 +8,22 @@ from __future__ import annotations
 from random import Random
 
 from .knowledge import ASK, BRIEF, OTHER
-from .sample import FINISH, Chat, Phrases, Piece, Sample, Split, city, draw, invent, number, person, system, words
+from .sample import (
+    FINISH,
+    Chat,
+    Phrases,
+    Piece,
+    Sample,
+    Split,
+    city,
+    draw,
+    invent,
+    number,
+    person,
+    spoken,
+    system,
+    words,
+)
 
 COLORS = words("red blue green yellow black white brown gray orange purple pink silver golden violet")
 JOBS = words(
@@ -171,7 +186,7 @@ class Asker:
             if unique and rng.random() < 0.2:
                 x = self.table[self.row][0]
                 return REVERSE.pick(rng, split).format(a=attribute, v=found), f"{x} has the {attribute} {found}.", x
-            asked = ASK.pick(rng, split).format(a=attribute, x=self.table[self.row][0])
+            asked = spoken(rng, split, ASK.pick(rng, split).format(a=attribute, x=self.table[self.row][0]))
         x, attribute, found = self.table[self.row][0], self.header[self.column], self.table[self.row][self.column + 1]
         return asked, f"The {attribute} of {x} is {found}.", found
 

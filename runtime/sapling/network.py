@@ -161,9 +161,9 @@ class Network(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, ids: Tensor, at: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of `targets` [n] predicted from the flat positions `at` [n] of `ids` [batch, length]."""
-        return F.cross_entropy(self.logits(ids, at).float(), targets)
+    def forward(self, ids: Tensor, at: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """The loss of `targets` [n] at the flat positions `at` [n] of `ids` [batch, length], summed by `weights`."""
+        return F.cross_entropy(self.logits(ids, at).float(), targets, reduction="none") @ weights
 
     def logits(self, ids: Tensor, at: Tensor) -> Tensor:
         """Logits [n, vocab], in bfloat16, at the flat positions `at` [n] of `ids` [batch, length]."""
@@ -214,7 +214,7 @@ class Network(nn.Module):
 def newton_schulz(update: Tensor) -> Tensor:
     """Orthogonalise a batch of matrices [n, rows, columns] by the quintic iteration of Muon (Jordan et al., 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update.bfloat16()
+    x: Tensor = update.bfloat16()
     wide = x.size(-2) <= x.size(-1)
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -180,6 +180,16 @@ ROLES = Phrases(
 )
 
 
+def spoken(rng: Random, split: Split, asked: str) -> str:
+    """A question with, now and then, the small words around it that people use; only training needs them."""
+    if split == "held" or rng.random() > 0.15:
+        return asked
+    lead = rng.choice(
+        ("Please help me. ", "Hi! ", "OK. ", "Next question: ", "Well, ", "Now: ", "", "Sorry, ", "Hmm. ")
+    )
+    return lead + asked + rng.choice(("", "", " Thanks.", " Please.", " I would like to know."))
+
+
 def system(rng: Random, split: Split, share: float = 0.35) -> str:
     """A system prompt, or none."""
     return ROLES.pick(rng, split) if rng.random() < share else ""

@@ -161,7 +161,7 @@ def review(rng: Random, split: Split, positive: bool) -> str:
 
 def chat(rng: Random, split: Split) -> Sample:
     talk = Chat(system(rng, split, 0.2))
-    for _ in range(rng.choice((1, 1, 2, 3, 4))):
+    for _ in range(rng.choice((1, 2, 3, 4, 5, 6))):
         positive = rng.random() < 0.5
         label = "positive" if positive else "negative"
         talk.user(ASK.pick(rng, split).format(r=review(rng, split, positive)))
@@ -187,7 +187,7 @@ def completion(rng: Random, split: Split) -> Sample:
     quote = '"' if rng.random() < 0.15 else ""
     spaced = rng.random() < 0.15
     pieces: list[Piece] = []
-    count = rng.choice((1, 1, 2, 3, 4, 5, 6))
+    count = rng.choice((1, 2, 3, 4, 6, 8))
     for i in range(count):
         positive = rng.random() < 0.5
         label = "positive" if positive else "negative"

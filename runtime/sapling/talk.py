@@ -141,6 +141,13 @@ SORT = Phrases(
         "Categories: {o}\nWord: {w}",
         "To which category does {w} belong? Options: {o}",
         "{w}: {o}?",
+        "Put {w} into one of these groups: {o}.",
+        "What kind of thing is {w}? {o}?",
+        "Which of these is {w}: {o}?",
+        "Options: {o}. Which one fits {w}?",
+        "Select the best label for {w}: {o}",
+        "Word: {w}\nLabels: {o}\nLabel?",
+        "Is the word {w} in the group {o}?",
     ),
     ("Pick the right category for {w}: {o}", "What is {w}? Choose from {o}."),
 )
@@ -235,6 +242,10 @@ PICK_TOOL = Phrases(
         "To answer this question, do you need {o}? {q}",
         "Choose the tool, {o}.\n{q}",
         "Tools: {o}\nQuestion: {q}\nTool?",
+        "Would you use {o} here? {q}",
+        "{q}\nWhich tool helps: {o}?",
+        "I have two tools, {o}. Which one answers this? {q}",
+        "Select a tool ({o}) for the question: {q}",
     ),
     ("Which of the tools {o} helps with this question? {q}", "Decide on a tool, {o}: {q}"),
 )
@@ -276,7 +287,7 @@ def options(rng: Random, words: list[str]) -> str:
 def choose(rng: Random, split: Split) -> Sample:
     """A word put into one of the categories named, or a tool chosen for a question."""
     talk = Chat(system(rng, split, 0.2))
-    for _ in range(rng.choice((1, 2, 3))):
+    for _ in range(rng.choice((2, 3, 4, 5))):
         if rng.random() < 0.6:
             labels = rng.sample(list(CATEGORIES), rng.choice((2, 3, 3, 4)))
             label = rng.choice(labels)

@@ -32,7 +32,9 @@ def test_a_bad_option_is_named(option: str, words: str) -> None:
 
 def test_everything_left_open_is_filled_in_with_a_note() -> None:
     config, notes = resolve(Config(), LAPTOP, SMALL)
-    assert config.context == 2048 and config.threads == 2 and config.device == "cpu"
+    assert config.context == 2048 and config.threads == 1 and config.device == "cpu"
+    large = ModelSize(context=2048, page_bytes=6144, weight_bytes=2**30)
+    assert resolve(Config(), LAPTOP, large)[0].threads == 2
     assert config.pages * SMALL.page_bytes <= LAPTOP.memory // 4
     assert any("KV cache" in note for note in notes)
 
