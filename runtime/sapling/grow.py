@@ -299,7 +299,7 @@ def export(net: Network, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def grow(
-    recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every: int = 5, save_seconds: int = 150
+    recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every: int = 15, save_seconds: int = 150
 ) -> None:
     """The whole run, resumed from `work` where an earlier one stopped."""
     console = Console()
