@@ -159,7 +159,7 @@ def test_samples_of_one_prompt_share_it(runtime: bw.Runtime) -> None:
     runtime.flush_cache()
     before = runtime.stats()["computed_tokens"]
     text = "Hello, this is a story about a river and a stone. One day the river said:"
-    state = complete.run(text, n=6, max_tokens=8, ignore_eos=True, seed=3, backend=runtime)
+    state = complete.run(text, n=6, max_tokens=8, ignore_eos=True, seed=3, temperature=3.0, backend=runtime)
     samples, metas = state["out"], state.meta("out")
     assert len(samples) == 6 and len(set(samples)) > 1
     assert state.text() == text + samples[0]
@@ -169,10 +169,12 @@ def test_samples_of_one_prompt_share_it(runtime: bw.Runtime) -> None:
 
 def test_a_seed_gives_the_same_text_whatever_else_runs(runtime: bw.Runtime) -> None:
     text = "The old garden was"
-    alone = complete.run(text, max_tokens=24, ignore_eos=True, seed=11, backend=runtime)["out"]
+    hot = {"max_tokens": 24, "ignore_eos": True, "temperature": 3.0, "backend": runtime}
+    alone = complete.run(text, seed=11, **hot)["out"]
     rows = [{"text": text, "seed": 11}, *({"text": f"{i} other things", "seed": i} for i in range(15))]
-    crowd = complete.run_batch(rows, max_tokens=24, ignore_eos=True, backend=runtime)
+    crowd = complete.run_batch(rows, **hot)
     assert crowd[0]["out"] == alone
+    assert complete.run(text, seed=12, **hot)["out"] != alone
 
 
 def test_stops_end_an_answer_where_they_say(runtime: bw.Runtime) -> None:
