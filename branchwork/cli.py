@@ -188,7 +188,7 @@ def _options(option: list[str] | None) -> dict[str, Any]:
 
 
 def _fail(message: str) -> None:
-    errors.print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
+    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -199,7 +199,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)  # the status of typer.Exit comes back as the value
     except (bw.ProgramError, bw.BackendError) as error:
-        errors.print(f"[red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         with contextlib.suppress(OSError):
