@@ -53,10 +53,8 @@ def test_a_prompt_over_the_context_is_refused_with_both_figures(runtime: bw.Runt
 
 def test_the_command_tells_the_line_in_a_sentence(runtime: bw.Runtime, tmp_path: Path) -> None:
     file = tmp_path / "wrong.py"
-    file.write_text(
-        "import branchwork as bw\n@bw.function\ndef f(s):\n    s += bw.gen('x')\nprint(f.run()['x'])\n",
-        encoding="utf-8",
-    )
+    body = "import branchwork as bw\n@bw.function\ndef f(s):\n    s += bw.gen('x')\nprint(f.run()['x'])\n"
+    file.write_text(body, encoding="utf-8")
     command = [sys.executable, "-m", "branchwork", "run", str(file), "--endpoint", runtime.endpoint]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Traceback" not in done.stderr
