@@ -7,7 +7,9 @@ Program numbers are chosen by the client and belong to its connection; branch 0 
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -156,6 +158,17 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
 
 
 GatewayMessage = Welcome | Refused | Loading | Credit | Delta | Done | Failed | Answer
+
+
+def is_private(endpoint: str) -> bool:
+    """Whether only this machine can reach an endpoint; any other needs CURVE keys, on both sides."""
+    parts = urlsplit(endpoint)
+    if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 def encode(message: ClientMessage | GatewayMessage) -> bytes:

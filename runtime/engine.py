@@ -18,7 +18,8 @@ import zmq
 
 from branchwork.runtime import wire
 from branchwork.runtime.cache.prefix_cache import PrefixCache
-from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, free_memory, parse, resolve
+from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
+from branchwork.runtime.execution.memory import free_memory
 from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.tokenizer import token_bytes
@@ -134,7 +135,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         page_bytes=bytes_per_page(spec, config.page_size, model.dtype),
         weight_bytes=model.weight_bytes,
     )
-    config, notes = resolve(config, Hardware(device=device, cores=cores(), memory=free_memory()), size)
+    config, notes = resolve(config, Hardware(device=device, cores=cores(), memory=free_memory(model.device)), size)
     set_threads(config.threads)
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
     scheduler = Scheduler(

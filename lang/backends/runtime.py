@@ -6,7 +6,6 @@ Knows: endpoints, keys, the runtime's command line. Must not know: the runtime's
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import re
 import secrets
@@ -20,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import zmq
 import zmq.auth
@@ -30,7 +28,7 @@ from branchwork.lang.backend import Session, Sink
 from branchwork.lang.backends.link import Keys, Link
 from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeStartError, RuntimeUnavailable
 from branchwork.lang.ir import Laid
-from branchwork.lang.protocol import Cancel, ChatFrames, ModelInfo
+from branchwork.lang.protocol import Cancel, ChatFrames, ModelInfo, is_private
 
 IPC_PATH = 100  # bytes that every platform allows in the path of a socket
 Stage = Callable[[str, float], None]
@@ -101,7 +99,7 @@ def connect(
     client's client.key_secret, as `branchwork keys` writes them; needed for any other machine.
     timeout: seconds without a sign of life. Raises RuntimeUnavailable, Refused.
     """
-    if not curve_keys and not _is_private(endpoint):
+    if not curve_keys and not is_private(endpoint):
         raise Refused(
             "unencrypted",
             f"{endpoint} leaves this machine and would go unencrypted; pass curve_keys= (the folder with the runtime's "
@@ -122,19 +120,6 @@ def _read_keys(folder: Path) -> Keys:
     except (OSError, ValueError) as error:
         raise Refused("keys", f"{folder} lacks usable CURVE keys ({error}); `branchwork keys` writes them") from None
     return Keys(server.decode(), public.decode(), (secret or b"").decode())
-
-
-def _is_private(endpoint: str) -> bool:
-    """Whether what is sent to an endpoint stays on this machine."""
-    parts = urlsplit(endpoint)
-    if parts.scheme in ("ipc", "inproc"):
-        return True
-    if parts.hostname == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
 
 
 class Runtime:
@@ -158,7 +143,7 @@ class Runtime:
         folder = Path(_private_folder())
         ipc = f"ipc://{folder}/runtime"
         endpoint = endpoint or (ipc if zmq.has("ipc") else "tcp://127.0.0.1:*")
-        if not _is_private(endpoint):
+        if not is_private(endpoint):
             raise Refused("unencrypted", f"{endpoint} is open to other machines; a runtime of one's own needs loopback")
         token = "" if endpoint == ipc else secrets.token_hex(16)
         self._process = _spawn(model, endpoint, options, folder / "log", token)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 import zmq
@@ -21,7 +19,7 @@ import zmq.auth.asyncio
 
 from branchwork.lang import protocol
 from branchwork.lang.ir import Laid
-from branchwork.lang.protocol import GatewayMessage, ModelInfo
+from branchwork.lang.protocol import GatewayMessage, ModelInfo, is_private
 from branchwork.runtime.config import ConfigError
 
 PULSE = 0.5  # seconds between two signs of life to each client; a client that cannot be reached is dropped
@@ -68,17 +66,6 @@ def bind(endpoint: str, curve_keys: Path | None) -> zmq.asyncio.Socket:
     else:
         socket.bind(endpoint)
     return socket
-
-
-def is_private(endpoint: str) -> bool:
-    """Whether only this machine's users can reach the endpoint."""
-    if endpoint.startswith(("ipc://", "inproc://")):
-        return True
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Server:

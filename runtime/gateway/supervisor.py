@@ -65,10 +65,6 @@ class Supervisor:
         self._listening: asyncio.Task[None] | None = None
         self._words: deque[str] = deque(maxlen=TAIL)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process else 0
-
     def send(self, message: wire.ToEngine) -> None:
         """Queue a message; those of one turn of the event loop leave as one frame."""
         self._outbox.append(message)
