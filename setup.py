@@ -1,7 +1,7 @@
-"""Builds the optional C kernels; everything else is declared in pyproject.toml.
+"""Builds the optional C libraries; everything else is declared in pyproject.toml.
 
 Knows: where the C sources are and which flags they want. Must not know: anything about Python code.
-A machine without a compiler still installs: the extension is optional and the torch path takes over.
+A machine without a compiler still installs: the extensions are optional, torch and numpy take over.
 """
 
 from glob import glob
@@ -18,6 +18,12 @@ setup(
             extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
             extra_link_args=["-fopenmp"],
             optional=True,
-        )
+        ),
+        Extension(
+            "branchwork.runtime.grammar._walk",
+            sources=["runtime/grammar/walk.c"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        ),
     ]
 )

@@ -32,7 +32,7 @@ def ids_of(rng: random.Random, count: int) -> array[int]:
 
 
 def ran(plan: Plan) -> Result:
-    return Result(plan.step, tuple(Drawn(11 if row.shape is not None else -1) for row in plan.rows))
+    return Result(plan.step, tuple(Drawn((11,) if row.shape is not None else ()) for row in plan.rows))
 
 
 def steady(running: int, waiting: int, page_size: int, strings: tuple[bytes, ...]) -> tuple[float, float]:

@@ -13,13 +13,27 @@ from typing import Any, Protocol
 
 import msgspec
 
+from branchwork.lang import constraint as shape
 from branchwork.lang import loop
+from branchwork.lang.constraint import Capture, Constraint, Literal, Maybe, Repeat, capture_names
 from branchwork.lang.ir import Laid
 from branchwork.lang.machine import Call, NodeDone, Program, Reply
-from branchwork.lang.protocol import ChatFrames, Delta, Done, Failed
+from branchwork.lang.protocol import Captured, ChatFrames, Delta, Done, Failed
 from branchwork.lang.transcript import Branch, NodeFailed
 
-__all__ = ["Backend", "Call", "Chunk", "Event", "LocalBackend", "Lost", "Reply", "ScriptedBackend", "Session", "Sink"]
+__all__ = [
+    "Backend",
+    "Call",
+    "Chunk",
+    "Closed",
+    "Event",
+    "LocalBackend",
+    "Lost",
+    "Reply",
+    "ScriptedBackend",
+    "Session",
+    "Sink",
+]
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -29,6 +43,13 @@ class Chunk(msgspec.Struct, frozen=True):
     meta: dict[str, Any] = {}
 
 
+class Closed(msgspec.Struct, frozen=True):
+    """The value of a capture of the call is certain: a text, or a list of them inside a Repeat."""
+
+    name: str
+    value: Any
+
+
 class Lost(msgspec.Struct, frozen=True):
     """Whoever executed this program is gone: everything that still waits fails with `code`."""
 
@@ -36,7 +57,7 @@ class Lost(msgspec.Struct, frozen=True):
     message: str
 
 
-Event = Delta | Done | Failed | Lost
+Event = Delta | Captured | Done | Failed | Lost
 Sink = Callable[[Event], None]
 
 
@@ -64,7 +85,7 @@ class Backend(Protocol):
         """Begin a program. Deltas are wanted only when `stream`; Done comes in any case."""
 
 
-Emit = Callable[[Chunk], None]
+Emit = Callable[[Chunk | Closed], None]
 Execute = Callable[[Call, Branch, Emit], Awaitable[Reply]]
 
 
@@ -128,14 +149,21 @@ class _LocalSession:
                 case Call():
                     self._tasks[output.id] = asyncio.get_running_loop().create_task(self._answer(output))
                 case NodeDone(values=values) if values:
-                    self._sink(Done(0, output.branch, output.node, values, output.meta))
+                    self._sink(Done(0, output.branch, output.node, values, output.meta, output.captures))
                 case NodeFailed():
                     self._sink(Failed(0, output.branch, output.node, output.code, output.message))
 
     async def _answer(self, call: Call) -> None:
-        def emit(chunk: Chunk) -> None:
-            if self._stream and call.id in self._tasks:
-                self._sink(Delta(0, call.branch, call.node, chunk.text, chunk.meta))
+        def emit(news: Chunk | Closed) -> None:
+            if call.id not in self._tasks:
+                return
+            if isinstance(news, Chunk):
+                if self._stream:
+                    self._sink(Delta(0, call.branch, call.node, news.text, news.meta))
+            elif call.params.n == 1:
+                self._program.capture(call.id, news.name, news.value)
+                self._sink(Captured(0, call.branch, call.node, news.name, news.value))
+                self._pump()
 
         branch = self._program.branch(call.branch)
         try:
@@ -159,7 +187,9 @@ class ScriptedBackend(LocalBackend):
 
     script: by variable name (one answer, or a list used up one by one), a list used up over all calls, or a function
     of (prompt, call), also async. An answer is a text, a list of texts (samples), a Reply, or an exception to raise;
-    for a select it is a choice or its index. delay: seconds before each piece of an answer; a piece is a word.
+    for a select it is a choice or its index; for a turn a dict of its captures, from which its text is put together.
+    A script by variable name may name a turn's captures instead of the turn. Constraints are not enforced.
+    delay: seconds before each piece of an answer; a piece is a word.
     """
 
     def __init__(
@@ -196,7 +226,9 @@ class ScriptedBackend(LocalBackend):
             return self._script(prompt, call)
         key, answers = "", list(self._script)
         if isinstance(self._script, Mapping):
-            key = call.name or ""
+            key, names = call.name or "", capture_names(call.constraint)
+            if key not in self._script and names and not set(names).isdisjoint(self._script):
+                return {name: self._script[name] for name in names if name in self._script}
             if key not in self._script:
                 raise CallFailed("no_answer", f"the script has no answer for {key!r}; it has {sorted(self._script)}")
             answers = self._script[key]
@@ -214,12 +246,52 @@ def _as_reply(answer: Any, call: Call) -> Reply:
         raise answer
     if isinstance(answer, Reply):
         return answer
+    if call.constraint is not None and capture_names(call.constraint):
+        samples = [answer] * call.params.n if isinstance(answer, Mapping) else list(answer)
+        return _captured(call.constraint, samples)
     if call.kind == "select":
         answer = call.choices[answer] if isinstance(answer, int) else answer
         if answer not in call.choices:
             raise CallFailed("no_answer", f"the script answers {answer!r}, which is none of {call.choices}")
     values = (answer,) * call.params.n if isinstance(answer, str) else tuple(answer)
     return Reply(values, tuple({"completion_tokens": len(_words(value))} for value in values))
+
+
+def _captured(constraint: Constraint, samples: Sequence[Any]) -> Reply:
+    """samples: of each one its captures by name."""
+    if not all(isinstance(sample, Mapping) for sample in samples):
+        names = ", ".join(capture_names(constraint))
+        raise CallFailed("no_answer", f"answer a turn with a dict of its captures ({names}), or with a Reply")
+    texts = tuple(composed(constraint, sample) for sample in samples)
+    captures = {name: [sample.get(name) for sample in samples] for name in capture_names(constraint)}
+    if len(samples) == 1:
+        captures = {name: values[0] for name, values in captures.items()}
+    return Reply(texts, tuple({"completion_tokens": len(_words(text))} for text in texts), captures)
+
+
+def composed(constraint: Constraint, captures: Mapping[str, Any], turn: int = 0) -> str:
+    """The text that captures belong to, when literals are all there is besides them. turn: of the innermost repeat.
+
+    Raises CallFailed where the captures do not tell the text.
+    """
+    match constraint:
+        case Literal(text):
+            return text
+        case Capture(name):
+            value = captures.get(name)
+            value = value[turn] if isinstance(value, list) else value
+            if not isinstance(value, str):
+                raise CallFailed("no_answer", f"the script has no text for {name!r}; it has {sorted(captures)}")
+            return value
+        case shape.Sequence(parts):
+            return "".join(composed(part, captures, turn) for part in parts)
+        case Maybe(part):
+            given = any(captures.get(name) is not None for name in capture_names(part))
+            return composed(part, captures, turn) if given else ""
+        case Repeat(part, separator=separator):
+            times = max((len(captures.get(name) or []) for name in capture_names(part)), default=0)
+            return separator.join(composed(part, captures, index) for index in range(times))
+    raise CallFailed("no_answer", f"the script cannot tell the text of a {type(constraint).__name__} outside a capture")
 
 
 def _words(text: str) -> list[str]:

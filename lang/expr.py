@@ -1,7 +1,7 @@
 """What an author writes inside a program: gen, select, roles. Each returns a frozen node; nothing happens yet.
 
 Knows: nodes, knobs and the spellings of them that SGLang programs use. Must not know: state, backends.
-Mistakes that can be seen here (unknown knobs, bad ranges, no choices) are raised here, at the line that wrote them.
+Mistakes that can be seen here (knobs, ranges, choices, constraints) are raised here, at the line that wrote them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ from typing import Any
 
 import msgspec
 
+from branchwork.lang.asked import Pairs, asked, options_of, tagged
 from branchwork.lang.choices import METHODS, token_length_normalized
+from branchwork.lang.constraint import Choice, Grammar, Regex, Tag
 from branchwork.lang.ir import Gen, Node, RoleBegin, RoleEnd, Select, Seq, flatten
 from branchwork.lang.params import SamplingParams, merge, normalise
 
 Expr = str | Node
 _SPELLINGS = {"max_new_tokens": "max_tokens"}
 _LOGPROBS = frozenset({"return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs"})
+# knobs about where a text ends, which mean nothing for one of some choices
+_MOOT = frozenset(
+    {"max_tokens", "min_tokens", "stop", "stop_token_ids", "stop_regex", "ignore_eos", "jump_forward", "logprob_start"}
+)
 KNOB_NAMES = frozenset(SamplingParams.__struct_fields__) | frozenset(_SPELLINGS) | _LOGPROBS
 
 
@@ -56,20 +62,60 @@ def knobs_of(given: Mapping[str, Any]) -> dict[str, Any]:
 def gen(
     name: str | None = None,
     *,
-    choices: Iterable[str] | None = None,
+    choices: Iterable[str] | Choice | None = None,
     choices_method: str = token_length_normalized,
+    regex: str | re.Pattern[str] | Regex | None = None,
+    json_schema: Any = None,
+    grammar: str | Grammar | None = None,
+    type: Any = None,
+    dtype: Any = None,
+    tags: Iterable[Tag] | None = None,
+    think: Pairs | None = None,
+    at_least_one: bool = False,
     **knobs: Any,
 ) -> Gen | Select:
     """Generate text, kept as variable `name` when it has one. The knobs are those of lang.params.SamplingParams.
 
-    With `choices` it is a select: the knobs have no effect then, for all choices are scored and nothing is drawn.
-    Raises TypeError for an unknown knob, ValueError for one out of range.
+    At most one of these says what the text must be:
+    regex: a pattern in Python's syntax that matches all of it. json_schema: a dict, JSON text or pydantic model class.
+    grammar: Lark, GBNF or EBNF text. type: the variable is a value of this Python type (int, float, bool, Literal, an
+    Enum, a dataclass, list[T] ...; str is any text). dtype: the same for int, float and bool; str is a quoted word.
+    tags: free text in which each tag(...), once begun, is constrained; sections between the texts of `think` are left
+    alone; at_least_one: a tag has to occur.
+    choices: with knobs that only make sense where something is drawn (temperature above 0, n, seed, logprobs, top_p,
+    penalties ...), or given as a Choice, one of the texts is drawn; otherwise it is a select: all of them are scored,
+    other knobs have no effect. Defaults given to run() make no difference to that.
+
+    Raises TypeError for an unknown knob or several constraints, ValueError for a knob out of range, and for a
+    constraint that cannot be: Invalid, Unsupported or TooBig (all ValueError).
     """
-    _check_name(name)
+    check_name(name)
     checked = knobs_of(knobs)
-    if choices is not None:
-        return _select(name, choices, choices_method)
-    return Gen(name, checked)
+    if tags is None and (think is not None or at_least_one):
+        raise TypeError("think and at_least_one say more about tags; give tags=[tag(...), ...] with them")
+    given = {
+        "regex": regex,
+        "json_schema": json_schema,
+        "grammar": grammar,
+        "choices": choices,
+        "type": type,
+        "dtype": dtype,
+        "tags": None if tags is None else tagged(tags, think, at_least_one),
+    }
+    found = asked(given)
+    if isinstance(found.constraint, Choice) and choices is not None:
+        if not _is_drawn(checked) and not isinstance(choices, Choice):
+            return _select(name, found.constraint.options, choices_method)
+        if choices_method != token_length_normalized:
+            raise TypeError(f"choices_method={choices_method!r} is for a select; these choices are drawn, not scored")
+    readers = {} if found.read is None or name is None else {name: found.read}
+    return Gen(name, checked, constraint=found.constraint, readers=readers)
+
+
+def _is_drawn(knobs: Mapping[str, Any]) -> bool:
+    """Whether a knob is set that has no meaning where nothing is drawn."""
+    plain = SamplingParams(temperature=0.0)
+    return any(value != getattr(plain, knob) for knob, value in knobs.items() if knob not in _MOOT)
 
 
 gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # so that help() lists the knobs
@@ -93,33 +139,31 @@ def select(
 
     Raises ValueError for no choices, an empty or a repeated one, an unknown method, or a temperature above 0.
     """
-    _check_name(name)
+    check_name(name)
     if temperature > 1e-5:
         raise ValueError(f"select takes the best choice, so temperature must be 0, got {temperature!r}")
     if choices is None:
         raise ValueError("select needs choices, a list of texts")
-    return _select(name, choices, choices_method)
+    return _select(name, options_of(choices), choices_method)
 
 
-def _select(name: str | None, choices: Iterable[str], method: str) -> Select:
-    if isinstance(choices, str):
-        raise ValueError(f"choices must be a list of texts, got the text {choices!r}")
-    options = tuple(choices)
-    if not options:
-        raise ValueError("choices is empty; give at least one text")
-    for index, option in enumerate(options):
-        if not isinstance(option, str):
-            raise TypeError(f"choices[{index}] must be a text, got {option!r}")
-        if not option:
-            raise ValueError(f"choices[{index}] is empty; every choice needs text to be scored")
-        if option in options[:index]:
-            raise ValueError(f"choices[{index}] repeats {option!r}; every choice must differ")
+def _select(name: str | None, options: tuple[str, ...], method: str) -> Select:
     if method not in METHODS:
         raise ValueError(f"unknown choices_method {method!r}; known: {', '.join(METHODS)}")
     return Select(name, options, method)
 
 
-def _check_name(name: str | None) -> None:
+def gen_int(name: str | None = None, **knobs: Any) -> Gen | Select:
+    """gen(name, type=int, ...)"""
+    return gen(name, type=int, **knobs)
+
+
+def gen_string(name: str | None = None, **knobs: Any) -> Gen | Select:
+    """gen(name, dtype=str, ...): a quoted word."""
+    return gen(name, dtype=str, **knobs)
+
+
+def check_name(name: str | None) -> None:
     if name is not None and (not isinstance(name, str) or not name):
         raise TypeError(f"a variable's name must be a non-empty text, got {name!r}")
 

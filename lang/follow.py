@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from branchwork.lang.backend import Chunk
 from branchwork.lang.errors import ProgramError
 from branchwork.lang.ir import Gen
-from branchwork.lang.live import LiveProgram
-from branchwork.lang.transcript import NodeFailed
+from branchwork.lang.live import LiveProgram, Record
+from branchwork.lang.transcript import NodeFailed, Value
 
 Steps = Generator[Chunk | int, None, None]
 
@@ -56,6 +56,8 @@ def follow_text(live: LiveProgram, branch: int) -> Steps:
 def follow_variable(live: LiveProgram, branch: int, name: str) -> Steps:
     """One variable's text: piece by piece while it is generated, in one piece otherwise (a list: its first value).
 
+    A part of a turn comes whole once it is certain; what a turn repeats, in as many pieces; what it left out, not.
+
     The latest definition that is laid when this begins is followed, or the first one to come.
     Raises ProgramError when it fails or when the program ends without laying it.
     """
@@ -70,12 +72,13 @@ def follow_variable(live: LiveProgram, branch: int, name: str) -> Steps:
             raise unknown(live, branch, name)
         yield seen
     record, taken, sent = live.records[node], 0, 0
+    part = isinstance(record.node, Gen) and record.node.name != name
     while True:
         with live.changed:
             seen = live.version
-            chunks = list(record.chunks)
-            value = live.machine.value(node, name) if live.machine.settled(node) else None
-            settled = live.machine.settled(node)
+            chunks = [] if part else list(record.chunks)
+            settled = live.machine.settled(node, name)
+            value = live.machine.value(node, name) if settled else None
         for chunk in chunks[taken:]:
             sent += len(chunk.text)
             yield chunk
@@ -83,10 +86,20 @@ def follow_variable(live: LiveProgram, branch: int, name: str) -> Steps:
         if isinstance(value, NodeFailed):
             raise live.error(value)
         if settled:
-            text = str(value[0] if isinstance(value, list) and value else value)
-            yield Chunk(text[sent:] if isinstance(record.node, Gen) else text, record.meta[0] if record.meta else {})
+            yield from _settled(value, sent if isinstance(record.node, Gen) else 0, record)
             return
         yield seen
+
+
+def _settled(value: Value, sent: int, record: Record) -> Iterator[Chunk]:
+    """What is left of a variable's text once it is there."""
+    node, meta = record.node, record.meta[0] if record.meta else {}
+    samples = not isinstance(node, Gen) or node.params is None or node.params.n > 1
+    if samples and isinstance(value, list) and value:
+        value = value[0]
+    for text in value if isinstance(value, list) else [value]:
+        if text is not None:
+            yield Chunk(str(text)[sent:], meta)
 
 
 def unknown(live: LiveProgram, branch: int, name: str) -> ProgramError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from branchwork.lang.constraint import Constraint
 from branchwork.lang.params import SamplingParams
 
 
@@ -38,12 +39,18 @@ class Ref(Node, frozen=True, tag="ref"):
     name: str
 
 
-class Gen(Node, frozen=True, tag="gen"):
-    """Generate text. `knobs` are what the author set; laying the node merges them into `params`."""
+class Gen(Node, frozen=True, tag="gen", omit_defaults=True):
+    """Generate text that obeys `constraint`; each of its captures becomes a variable too.
+
+    `knobs` are what the author set; laying the node merges them into `params`. `readers` make typed values of the
+    texts of variables; they stay with the author.
+    """
 
     name: str | None = None
     knobs: dict[str, Any] = {}
     params: SamplingParams | None = None
+    constraint: Constraint | None = None
+    readers: dict[str, Any] = {}
 
 
 class Select(Node, frozen=True, tag="select"):
@@ -103,6 +110,11 @@ class Laid(msgspec.Struct, frozen=True, array_like=True):
 
     id: int
     node: Text | Ref | Gen | Select | RoleBegin | RoleEnd | ScopeBegin | ScopeEnd | SetVar | Fork | Join
+
+
+def bare(node: Any) -> Any:
+    """A node as it is sent: without what stays with its author."""
+    return msgspec.structs.replace(node, readers={}) if isinstance(node, Gen) and node.readers else node
 
 
 def _items(value: Any) -> tuple[Any, ...]:

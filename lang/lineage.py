@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from branchwork.lang import ir
+from branchwork.lang.constraint import capture_names
 from branchwork.lang.ir import Laid
 from branchwork.lang.transcript import Branch
 
@@ -47,7 +48,10 @@ class Lineage:
     def note(self, branch: int, laid: Laid) -> None:
         """Take down what a newly fed node defines: a variable, or new branches."""
         match laid.node:
-            case ir.Gen(name=str(name)) | ir.Select(name=str(name)) | ir.ScopeEnd(name=name) | ir.SetVar(name=name):
+            case ir.Gen(name=name, constraint=constraint):
+                for defined in dict.fromkeys((*([name] if name is not None else []), *capture_names(constraint))):
+                    self._define(branch, defined, laid.id)
+            case ir.Select(name=str(name)) | ir.ScopeEnd(name=name) | ir.SetVar(name=name):
                 self._define(branch, name, laid.id)
             case ir.Join(mode="gather_variable"):
                 self.gathered[laid.id] = self._gather(branch, laid.id, laid.node)

@@ -19,10 +19,11 @@ from typing import Any
 
 from branchwork.lang import ir, loop
 from branchwork.lang.backend import Backend, Chunk, Event, Lost, Sink
+from branchwork.lang.constraint import capture_names, optional_captures
 from branchwork.lang.errors import ProgramError
 from branchwork.lang.machine import Program, Reply
-from branchwork.lang.protocol import Delta, Done, Failed
-from branchwork.lang.transcript import NodeFailed
+from branchwork.lang.protocol import Captured, Delta, Done, Failed
+from branchwork.lang.transcript import NodeFailed, Value
 
 _OURS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, contextlib.__file__)
 
@@ -37,7 +38,7 @@ def source_line() -> str:
 
 @dataclass(slots=True)
 class Record:
-    """One laid node, where it was written, and what has come of it so far."""
+    """One laid node as its author has it, where it was written, and what has come of it so far."""
 
     branch: int
     node: ir.Node
@@ -47,7 +48,8 @@ class Record:
 
     def describe(self) -> str:
         name = getattr(self.node, "name", None)
-        return type(self.node).__name__.lower() + (f" {name!r}" if name else "")
+        turn = isinstance(self.node, ir.Gen) and capture_names(self.node.constraint)
+        return ("turn" if turn else type(self.node).__name__.lower()) + (f" {name!r}" if name else "")
 
 
 @dataclass(slots=True)
@@ -100,8 +102,8 @@ class LiveProgram:
                         "ended", "the program has ended; lay everything inside its function", source=source
                     )
                 first = len(self.records)
-                laid = [ir.Laid(first + index, node) for index, node in enumerate(nodes)]
-                self.records.update({item.id: Record(branch, item.node, source) for item in laid})
+                laid = [ir.Laid(first + index, ir.bare(node)) for index, node in enumerate(nodes)]
+                self.records.update({first + index: Record(branch, node, source) for index, node in enumerate(nodes)})
                 self.machine.objects.update({first + index: value for index, value in (objects or {}).items()})
                 self.machine.feed(branch, laid)
                 self._changed()
@@ -172,6 +174,30 @@ class LiveProgram:
         transcript = self.machine.branch(record.branch).text
         return ProgramError(code, message, node=failure.node, source=record.source, cause=cause, transcript=transcript)
 
+    def read(self, node: int, name: str, value: Value) -> Any:
+        """The value that a node gave to a variable, as its author wants it: typed where a type was asked for.
+
+        Raises ProgramError (incomplete) for a text that was cut off before it was such a value.
+        """
+        record = self.records[node]
+        if isinstance(record.node, ir.Join):
+            return [self.read(n, name, v) for n, v in zip(self.machine.lineage.gathered[node][name], value)]
+        if not isinstance(record.node, ir.Gen) or record.node.constraint is None:
+            return value
+        missing = name != record.node.name and name not in optional_captures(record.node.constraint)
+        try:
+            return _typed(value, record.node.readers.get(name), missing)
+        except (ValueError, RecursionError) as error:
+            ends = ", ".join(dict.fromkeys(str(meta.get("finish_reason", "unknown")) for meta in record.meta))
+            said = f"{record.describe()} ended (finish_reason: {ends or 'unknown'}) with"
+            raise ProgramError(
+                "incomplete",
+                f"{name!r} is not all there: {said} {value!r}: {error}",
+                node=node,
+                source=record.source,
+                transcript=self.machine.branch(record.branch).text,
+            ) from error
+
     # --- the backend's side
 
     def _receive(self, event: Event) -> None:
@@ -183,7 +209,11 @@ class LiveProgram:
                     call = self.machine.under_way(event.branch)
                     if call is not None and call.node == node:
                         self.records[node].meta = event.meta
-                        self.machine.reply(call.id, Reply(event.values, event.meta))
+                        self.machine.reply(call.id, Reply(event.values, event.meta, event.captures))
+                case Captured(node=node) if node in self.records:
+                    call = self.machine.under_way(event.branch)
+                    if call is not None and call.node == node:
+                        self.machine.capture(call.id, event.name, event.value)
                 case Failed(node=node) if node in self.records:
                     self.machine.fail_node(self.records[node].branch, node, event.code, event.message)
                 case Lost(code=code, message=message):
@@ -202,6 +232,15 @@ class LiveProgram:
         for their_loop, turn in watchers:
             if not their_loop.is_closed():
                 their_loop.call_soon_threadsafe(_wake, turn)
+
+
+def _typed(value: Value, read: Callable[[str], Any] | None, missing: bool) -> Any:
+    """missing: whether None means that the text ended before it."""
+    if isinstance(value, list):
+        return [_typed(item, read, missing) for item in value]
+    if value is None and missing:
+        raise ValueError("the text ended before it")
+    return value if value is None or read is None else read(value)
 
 
 def _wake(turn: asyncio.Future[None]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from branchwork.lang import ir
+from branchwork.lang.constraint import Constraint, capture_names, listed_captures
 from branchwork.lang.ir import Laid
 from branchwork.lang.lineage import Lineage, Track
 from branchwork.lang.params import SamplingParams
@@ -25,7 +26,10 @@ from branchwork.lang.transcript import Branch, NodeFailed, Refusal, Value
 
 
 class Call(msgspec.Struct, frozen=True):
-    """Work for the executor: continue the segments of `branch`. kind is gen (params set) or select (choices set)."""
+    """Work for the executor: continue the segments of `branch`. kind is gen (params set) or select (choices set).
+
+    constraint: what the text of a gen must obey; its captures are to be reported with the reply.
+    """
 
     id: int
     branch: int
@@ -35,22 +39,29 @@ class Call(msgspec.Struct, frozen=True):
     params: SamplingParams = SamplingParams()
     choices: tuple[str, ...] = ()
     method: str = ""
+    constraint: Constraint | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What came of a call: one text and one meta dict per sample (a select has one sample, the chosen text)."""
+    """What came of a call: one text and one meta dict per sample (a select has one sample, the chosen text).
+
+    captures: by name the text of a capture, a list of texts for one inside a Repeat; with n > 1 a list of those, one
+    per sample. A capture that was left out is None or missing.
+    """
 
     values: tuple[str, ...]
     meta: tuple[dict[str, Any], ...] = ()
+    captures: dict[str, Any] = {}
 
 
 class NodeDone(msgspec.Struct, frozen=True):
-    """A node has been executed. values and meta are given for Gen and Select only."""
+    """A node has been executed. values, meta and captures are given for Gen and Select only."""
 
     branch: int
     node: int
     values: tuple[str, ...] = ()
     meta: tuple[dict[str, Any], ...] = ()
+    captures: dict[str, Any] = {}
 
 
 Output = Call | NodeDone | NodeFailed
@@ -70,6 +81,7 @@ class Program:
         self._tracks = self.lineage.tracks
         self._fed: set[int] = set()
         self._values: dict[int, dict[str, Value]] = {}
+        self._early: dict[int, dict[str, Value]] = {}  # captures of nodes that were not done when they came
         self._failures: dict[int, NodeFailed] = {}
         self._waiting: dict[int, list[int]] = {}  # node -> branches that wait for it
         self._starved: set[int] = set()  # branches that wait for a node nobody has laid
@@ -108,12 +120,18 @@ class Program:
         """Every node fed so far has been executed or has failed."""
         return not any(track.queue for track in self._tracks.values())
 
-    def settled(self, node: int) -> bool:
-        """The node that defines a variable has done so, or has failed."""
-        return node in self._values or node in self._failures
+    def settled(self, node: int, name: str | None = None) -> bool:
+        """The node that defines variables has done so, or has failed; with a name: that one is known by now.
+
+        A capture is known as soon as it is certain, which may be long before its node is done.
+        """
+        return node in self._values or node in self._failures or name in self._early.get(node, ())
 
     def value(self, node: int, name: str) -> Value | NodeFailed:
-        """The value that the settled node gave to `name`, or why it never will."""
+        """The value that the node gave to `name`, which is settled, or why it never will. None: left out."""
+        early = self._early.get(node, {})
+        if name in early:
+            return early[name]
         return self._failures[node] if node in self._failures else self._values[node][name]
 
     # --- what others may do
@@ -158,9 +176,23 @@ class Program:
         track = self._tracks[made.branch]
         track.call = None
         track.branch.append(reply.values[0], made.kind, made.node)
+        captures = _complete(made, reply.captures)
+        for name, value in captures.items():
+            self._define(track, made.node, name, value)
         self._define(track, made.node, made.name, reply.values[0] if made.params.n == 1 else list(reply.values))
-        self._finish(track, reply.values, reply.meta)
+        self._early.pop(made.node, None)
+        self._finish(track, reply.values, reply.meta, captures)
         self._ready.append(made.branch)
+
+    def capture(self, call: int, name: str, value: Value) -> None:
+        """A capture of a call under way (of one sample) is certain: it can be read and referred to from now on.
+
+        Ignored for a call that is over, and for a name that it does not capture.
+        """
+        made = self._calls.get(call)
+        if made is not None and made.params.n == 1 and name in capture_names(made.constraint):
+            self._early.setdefault(made.node, {})[name] = value
+            self._wake(made.node)
 
     def fail(self, call: int, code: str, message: str) -> None:
         """A call cannot be answered: its node fails, and with it the rest of its branch."""
@@ -255,7 +287,7 @@ class Program:
                 self._starved.add(track.branch.id)
                 return False
             definer = later[0]
-        if not self.settled(definer):
+        if not self.settled(definer, node.name):
             self._waiting.setdefault(definer, []).append(track.branch.id)
             return False
         value = self.value(definer, node.name)
@@ -263,7 +295,7 @@ class Program:
             raise self._because(value)
         if isinstance(value, list):
             raise Refusal("bad_reference", f"variable {node.name!r} has {len(value)} values; place one of them instead")
-        track.branch.append(str(value), "literal", at)
+        track.branch.append("" if value is None else str(value), "literal", at)
         return True
 
     def _call(self, track: Track, at: int, node: ir.Gen | ir.Select) -> None:
@@ -271,7 +303,8 @@ class Program:
         track.call = self._next_call
         self._next_call += 1
         if isinstance(node, ir.Gen):
-            made = Call(track.call, branch, at, "gen", node.name, node.params or SamplingParams())
+            params = node.params or SamplingParams()
+            made = Call(track.call, branch, at, "gen", node.name, params, constraint=node.constraint)
         else:
             made = Call(track.call, branch, at, "select", node.name, choices=node.choices, method=node.method)
         self._calls[made.id] = made
@@ -325,9 +358,15 @@ class Program:
             self._values.setdefault(at, {})[name] = value
             track.branch.variables[name] = value
 
-    def _finish(self, track: Track, values: tuple[str, ...] = (), meta: tuple[dict[str, Any], ...] = ()) -> None:
+    def _finish(
+        self,
+        track: Track,
+        values: tuple[str, ...] = (),
+        meta: tuple[dict[str, Any], ...] = (),
+        captures: dict[str, Any] | None = None,
+    ) -> None:
         laid = track.queue.popleft()
-        self._out.append(NodeDone(track.branch.id, laid.id, values, meta))
+        self._out.append(NodeDone(track.branch.id, laid.id, values, meta, captures or {}))
         self._wake(laid.id)
 
     def _wake(self, node: int) -> None:
@@ -382,3 +421,16 @@ class Program:
         if branch in self._starved:
             return "no_such_branch", f"node {track.queue[0].id} joins a branch that was never forked"
         return "deadlock", f"branch {branch} waits in a circle of branches that wait for each other; nothing can run"
+
+
+def _complete(call: Call, captures: dict[str, Any]) -> dict[str, Any]:
+    """The captures of a call by name, those that were left out too: None, or no texts for one inside a Repeat."""
+    if call.constraint is None:
+        return {}
+    listed, samples = listed_captures(call.constraint), call.params.n
+    complete: dict[str, Any] = {}
+    for name in capture_names(call.constraint):
+        values = [captures.get(name)] if samples == 1 else captures.get(name) or [None] * samples
+        values = [[] if value is None and name in listed else value for value in values]
+        complete[name] = values[0] if samples == 1 else values
+    return complete

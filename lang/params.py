@@ -22,6 +22,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     n: samples of one prompt. ignore_eos: the model's end token does not end the answer.
     logprobs: None for none, k >= 0 for the chosen token's log-probability and the k most likely ones.
     prompt_logprobs: the same for prompt tokens, from token index logprob_start on (0 is the first token).
+    jump_forward: what becomes of text that a constraint forces. "exact": it is proposed to the model and verified, so
+    the answer's ids are those of "off", where every token is drawn; "on": it is appended unasked.
     """
 
     max_tokens: int = 128
@@ -42,10 +44,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logprob_start: int = 0
+    jump_forward: str = "exact"
 
 
 KNOBS = frozenset(SamplingParams.__struct_fields__)
 _TUPLES = frozenset({"stop", "stop_token_ids", "stop_regex"})
+_WORDS = {"jump_forward": ("exact", "on", "off")}
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31),
     "min_tokens": (0, 2**31),
@@ -83,6 +87,9 @@ def normalise(knobs: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "ignore_eos":
             if not isinstance(value, bool):
                 raise TypeError(f"ignore_eos must be a bool, got {value!r}")
+        elif name in _WORDS:
+            if value not in _WORDS[name]:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(_WORDS[name])}")
         else:
             low, high = _RANGES[name]
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -15,7 +15,7 @@ import msgspec
 
 from branchwork.lang.ir import Laid
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 16 * 2**20  # bytes of one message; larger ones are refused before decoding
 
 
@@ -132,13 +132,30 @@ class Delta(msgspec.Struct, frozen=True, tag="delta"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """Node `node` is complete. values: one text per sample; meta: one dict per sample (see lang.machine.Meta keys)."""
+    """Node `node` is complete. values: one text per sample; meta: one dict per sample (see lang.machine.Meta keys).
+
+    captures: see lang.machine.Reply.
+    """
 
     program: int
     branch: int
     node: int
     values: tuple[str, ...]
     meta: tuple[dict[str, Any], ...] = ()
+    captures: dict[str, Any] = {}
+
+
+class Captured(msgspec.Struct, frozen=True, tag="captured"):
+    """The value of one capture of node `node` is certain while the rest is under way (gens of one sample only).
+
+    A text, or for a capture inside a Repeat the list of them once the Repeat is over. Done says it again.
+    """
+
+    program: int
+    branch: int
+    node: int
+    name: str
+    value: Any
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -157,7 +174,7 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     error: str = ""
 
 
-GatewayMessage = Welcome | Refused | Loading | Credit | Delta | Done | Failed | Answer
+GatewayMessage = Welcome | Refused | Loading | Credit | Delta | Captured | Done | Failed | Answer
 
 
 def is_private(endpoint: str) -> bool:
@@ -177,7 +194,10 @@ def encode(message: ClientMessage | GatewayMessage) -> bytes:
 
 def decode_client(frame: bytes) -> ClientMessage:
     """Raises msgspec.DecodeError (ValueError) for anything that is not a well-typed client message."""
-    return _FROM_CLIENT.decode(frame)
+    try:
+        return _FROM_CLIENT.decode(frame)
+    except RecursionError:
+        raise msgspec.DecodeError("the message is nested too deep") from None
 
 
 def decode_gateway(frame: bytes) -> GatewayMessage:

@@ -131,10 +131,12 @@ class ProgramState:
     def get_var(self, name: str) -> Any:
         """Wait for a variable: its text, a list of texts for n > 1, a list over the children for a joined one.
 
-        Raises ProgramError when nobody has laid it, when it failed, or inside its own var_scope.
+        Where a gen asks for a type, values instead of texts; of a turn, None for what it left out, a list for what it
+        repeats, each as soon as it is certain. Raises ProgramError when nobody has laid it, when it failed, when its
+        text was cut off before it was a value of the type, or inside its own var_scope.
         """
         node = self._await_definer(name)
-        self.live.wait(lambda: self.live.machine.settled(node))
+        self.live.wait(lambda: self.live.machine.settled(node, name))
         return self._value(node, name)
 
     __getitem__ = get_var
@@ -142,7 +144,7 @@ class ProgramState:
     async def get(self, name: str) -> Any:
         """The same, for `async def` bodies."""
         node = self._definer(name)
-        await self.live.wait_async(lambda: self.live.machine.settled(node))
+        await self.live.wait_async(lambda: self.live.machine.settled(node, name))
         return self._value(node, name)
 
     def __contains__(self, name: str) -> bool:
@@ -153,9 +155,9 @@ class ProgramState:
         """What the backend said about the gen or select of a variable: one dict, or a list of them for n > 1."""
         node = self._await_definer(name)
         self.live.wait(lambda: self.live.machine.settled(node))
-        value = self._value(node, name)
+        self._text(node, name)
         record = self.live.records[node]
-        if isinstance(record.node, Gen) and isinstance(value, list):
+        if isinstance(record.node, Gen) and record.node.params is not None and record.node.params.n > 1:
             return list(record.meta)
         return record.meta[0] if record.meta else {}
 
@@ -319,6 +321,9 @@ class ProgramState:
         return self._definer(name)
 
     def _value(self, node: int, name: str) -> Any:
+        return self.live.read(node, name, self._text(node, name))
+
+    def _text(self, node: int, name: str) -> Any:
         with self.live.changed:
             value = self.live.machine.value(node, name)
         if isinstance(value, NodeFailed):

@@ -11,8 +11,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import zmq
 
@@ -21,10 +22,12 @@ from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
 from branchwork.runtime.execution.memory import free_memory
 from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
+from branchwork.runtime.grammar.pool import Compiler
+from branchwork.runtime.grammar.vocabulary import Vocabulary, encoder
 from branchwork.runtime.loading.errors import LoadError
-from branchwork.runtime.loading.tokenizer import token_bytes
+from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.models.registry import load_model
-from branchwork.runtime.plan import Plan
+from branchwork.runtime.plan import Plan, Result
 from branchwork.runtime.scheduler.scheduler import Scheduler
 
 MAX_INBOX = 10_000  # messages taken between two steps: a flood of requests may not starve the running ones
@@ -48,6 +51,10 @@ class Channel:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
+
+    def watch(self, descriptor: int) -> None:
+        """`receive` returns, with nothing perhaps, when this descriptor can be read."""
+        self._poller.register(descriptor, zmq.POLLIN)
 
     def receive(self, wait: bool) -> list[wire.ToEngine]:
         """All messages that are here; waits for one when `wait`. A gateway that has gone reads as Stop."""
@@ -77,6 +84,7 @@ class Engine:
     def __init__(self, scheduler: Scheduler, hands: Hands) -> None:
         self._scheduler = scheduler
         self._hands = hands
+        self._filler = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     def run(
         self, receive: Callable[[bool], list[wire.ToEngine]], send: Callable[[list[wire.FromEngine]], None]
@@ -88,6 +96,7 @@ class Engine:
                 if isinstance(message, wire.Stop):
                     return
                 answers += self._take(message)
+            answers += self._scheduler.compiled()
             send(answers)
             plan = self._scheduler.plan()
             if plan is not None:
@@ -95,11 +104,22 @@ class Engine:
 
     def _execute(self, plan: Plan) -> list[wire.FromEngine]:
         try:
-            result = self._hands.launch(plan).collect()
+            result = self._step(plan)
         except Exception as error:  # the step's requests end with the cause; the engine and its other requests go on
             traceback.print_exc()
             return [*self._scheduler.fail_all("engine_error", f"{type(error).__name__}: {error}")]
         return [*self._scheduler.commit(plan, result)]
+
+    def _step(self, plan: Plan) -> Result:
+        """Run a plan; the masks of constrained rows are filled while the forward runs, others cost nothing."""
+        if not any(row.masked for row in plan.rows):
+            return self._hands.launch(plan).collect()
+        filling = self._filler.submit(self._scheduler.masks, plan)
+        try:
+            pending = self._hands.launch(plan)
+        finally:
+            masks = filling.result()
+        return pending.collect() if masks is None else pending.collect(*masks)
 
     def _take(self, message: wire.ToEngine) -> list[wire.FromEngine]:
         if isinstance(message, (wire.Submit, wire.Score)):
@@ -121,7 +141,16 @@ class Engine:
         return self._scheduler.stats()
 
 
-def build(config: Config, directory: Path, say: Callable[[str, float], None]) -> tuple[Engine, wire.Ready, list[str]]:
+class Built(NamedTuple):
+    """compiled: a descriptor that can be read when constraints have been compiled. notes: what was decided, and why."""
+
+    engine: Engine
+    ready: wire.Ready
+    compiled: int
+    notes: list[str]
+
+
+def build(config: Config, directory: Path, say: Callable[[str, float], None]) -> Built:
     """Everything an engine consists of, from a resolved model directory.
 
     Raises LoadError and ConfigError. `say(stage, fraction)` hears of progress.
@@ -138,14 +167,21 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     config, notes = resolve(config, Hardware(device=device, cores=cores(), memory=free_memory(model.device)), size)
     set_threads(config.threads)
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
+    tokens = token_bytes(directory)[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
+    say("preparing constraints", 0.0)
+    ends = eos_ids(directory)
+    compiler = Compiler(Vocabulary.of(tokens, ends, encoder(load_tokenizer(directory))))
+    compiler.prepare()
     scheduler = Scheduler(
         PrefixCache(config.pages, config.page_size),
-        token_bytes(directory)[: spec.vocab],  # ids that the model cannot draw are not its vocabulary
+        tokens,
         budget=config.budget,
         max_running=config.max_running,
         context=config.context,
         queue_limit=config.queue_limit,
         policy=config.policy,
+        grammars=compiler,
+        eos=ends,
     )
     ready = wire.Ready(
         pages=config.pages,
@@ -155,7 +191,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         family=spec.family,
         vocab=spec.vocab,
     )
-    return Engine(scheduler, runner), ready, notes
+    return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)
 
 
 def main() -> None:
@@ -167,7 +203,7 @@ def main() -> None:
     arguments = parser.parse_args()
     channel = Channel(arguments.endpoint)
     try:
-        engine, ready, notes = build(
+        built = build(
             parse(arguments.option),
             arguments.directory,
             lambda stage, fraction: channel.send([wire.Loading(stage, fraction)]),
@@ -175,10 +211,11 @@ def main() -> None:
     except (LoadError, ConfigError) as error:
         channel.send([wire.Broken(getattr(error, "code", "config"), str(error))])
     else:
-        for note in notes:
+        for note in built.notes:
             print(f"engine: {note}", file=sys.stderr, flush=True)
-        channel.send([ready])
-        engine.run(channel.receive, channel.send)
+        channel.watch(built.compiled)
+        channel.send([built.ready])
+        built.engine.run(channel.receive, channel.send)
     finally:
         channel.close()
 

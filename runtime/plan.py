@@ -25,9 +25,12 @@ class Row(msgspec.Struct, frozen=True):
     history: answer ids so far and prompt ids, given only when shape has penalties (frequency and presence count the
         answer, repetition both).
     logprobs: -1, or k for the drawn token's log-probability and the top k.
+    draft: how many of the last `ids` are guesses at what will be drawn. A token is drawn after the last id that is known
+        and after each guess; what follows the first guess that was not drawn is void. History and position are those
+        of the first draw. masked: each of these draws has a mask (a bit per token, set = allowed).
     score_from: index into `ids` of the first token whose log-probability is wanted *as a known token*: for i in
         [max(score_from, 1), len(ids)) token ids[i] is scored from the logits at ids[i-1]. len(ids) for none.
-    score_next: when >= 0, the known token that follows the last of `ids`, scored from the logits there.
+    score_next: tokens that are scored, as known ones, from the logits at the last of `ids`.
     score_top: top-k wanted with known-token scores.
     """
 
@@ -41,8 +44,10 @@ class Row(msgspec.Struct, frozen=True):
     answer_history: Sequence[int] = ()
     logprobs: int = -1
     score_from: int = 1 << 30
-    score_next: int = -1
+    score_next: tuple[int, ...] = ()
     score_top: int = 0
+    draft: int = 0
+    masked: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -51,15 +56,14 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Drawn(msgspec.Struct, frozen=True):
-    """What came of one row. token: -1 when none was drawn; score: of the drawn token, when asked for.
+    """What came of one row. tokens: as drawn, in order; more than one when guesses came true. scores: theirs, when asked.
 
     fault: why a row that should have drawn has no token; its request ends with that, the others go on.
-
-    known: scores of known tokens in order, then score_next's when given.
+    known: scores of known tokens in order, then score_next's.
     """
 
-    token: int = -1
-    score: TokenScore | None = None
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
     known: tuple[TokenScore, ...] = ()
     fault: str = ""
 

@@ -1,11 +1,14 @@
 """Every message between the gateway and an engine: ids and bytes, one msgpack frame each, in order.
 
-Knows: token ids, sampling numbers. Must not know: text, nodes, tensors.
+Knows: token ids, sampling numbers, constraints as they were written. Must not know: nodes, tensors, how a constraint
+is enforced.
 """
 
 from __future__ import annotations
 
 import msgspec
+
+from branchwork.lang.constraint import Constraint
 
 
 class Shape(msgspec.Struct, frozen=True, array_like=True):
@@ -46,6 +49,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     logprob_start: int = 0
     priority: int = 0  # higher first
     stream: bool = False  # send Tokens as they come; otherwise everything is in Finished
+    constraint: Constraint | None = None  # what the whole answer must look like
+    jump: str = "exact"  # forced text: exact (proposed, the model decides) | on (appended unasked) | off
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):
@@ -105,19 +110,36 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
     """New tokens of request `id`, in order; scores has one entry a token when logprobs were asked for.
 
-    Tokens that may become part of a stop string are held back until they cannot.
+    Tokens that may become part of a stop string are held back until they cannot. closed: captures of the constraint
+    whose extent is certain by now, as (name, first byte, byte after the last) of the answer.
     """
 
     id: int
     ids: tuple[int, ...]
     scores: tuple[TokenScore, ...] = ()
+    closed: tuple[tuple[str, int, int], ...] = ()
+
+
+class Enforced(msgspec.Struct, frozen=True, array_like=True):
+    """How a constraint was kept. backend: which engine. approximations: what it enforces otherwise than written.
+
+    loose: the text may break the constraint, so it has to be validated. complete: the constraint allowed the answer to
+    end where it did. forced: answer tokens that were proposed by the grammar and kept. seconds: of compiling.
+    """
+
+    backend: str
+    approximations: tuple[str, ...] = ()
+    loose: bool = False
+    complete: bool = False
+    forced: int = 0
+    seconds: float = 0.0
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """Request `id` ended. `ids`: last tokens not yet sent. reason: stop | eos | length | cancelled.
 
     The answer is the first `length` bytes of all its tokens' bytes (stop text cut off); kept: how many of the tokens
-    stay in the transcript as they are (the first `kept` tokens end at or before byte `length`).
+    stay in the transcript as they are (the first `kept` tokens end at or before byte `length`). closed: all captures.
     """
 
     id: int
@@ -129,6 +151,8 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     kept: int
     usage: Usage
     prompt_scores: tuple[TokenScore, ...] = ()
+    closed: tuple[tuple[str, int, int], ...] = ()
+    enforced: Enforced | None = None
 
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):
@@ -141,7 +165,8 @@ class Scored(msgspec.Struct, frozen=True, tag="scored"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Request `id` cannot be served: code (context_length, queue_full, bad_request, engine_error), and the figure."""
+    """Request `id` cannot be served: code (context_length, queue_full, bad_request, engine_error,
+    no_token, grammar_error, or the code of a ConstraintError), and the figure."""
 
     id: int
     code: str

@@ -61,13 +61,17 @@ class FakeRunner:
             seen.append(token)
         known = [
             fake_score(seen[: row.start + i], row.ids[i], row.score_top, self.vocab)
-            for i in range(max(row.score_from, 1), len(row.ids))
+            for i in range(max(row.score_from, 1), len(row.ids) - row.draft)
         ]
-        if row.score_next >= 0:
-            known.append(fake_score(seen, row.score_next, row.score_top, self.vocab))
+        known += [fake_score(seen, token, row.score_top, self.vocab) for token in row.score_next]
         if row.shape is None:
             return Drawn(known=tuple(known))
-        assert row.position == len(seen), "a draw's counter is the number of known ids"
-        token = fake_next(seen, row.shape.seed, self.vocab)
-        score = fake_score(seen, token, row.logprobs, self.vocab) if row.logprobs >= 0 else None
-        return Drawn(token, score, tuple(known))
+        assert row.position == len(seen) - row.draft, "a draw's counter is the number of known ids"
+        tokens, scores = [], []
+        for end in range(row.position, len(seen) + 1):
+            tokens.append(fake_next(seen[:end], row.shape.seed, self.vocab))
+            if row.logprobs >= 0:
+                scores.append(fake_score(seen[:end], tokens[-1], row.logprobs, self.vocab))
+            if end < len(seen) and tokens[-1] != seen[end]:
+                break
+        return Drawn(tuple(tokens), tuple(scores), tuple(known))

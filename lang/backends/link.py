@@ -33,6 +33,7 @@ from branchwork.lang.protocol import (
     Answer,
     Ask,
     Cancel,
+    Captured,
     ClientMessage,
     Close,
     Credit,
@@ -271,7 +272,7 @@ class Link:
     def _deliver(self, frame: bytes) -> None:
         message = decode_gateway(frame)
         match message:
-            case Delta() | Done() | Failed():
+            case Delta() | Captured() | Done() | Failed():
                 sink = self._sinks.get(message.program)
                 if sink is not None:
                     sink(message)

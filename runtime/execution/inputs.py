@@ -22,18 +22,23 @@ PageNumbers = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A known token whose log-probability and `top` alternatives are wanted, for Plan row `row`."""
+    """A known token whose log-probability and `top` alternatives are wanted, for Plan row `row`.
+
+    place: which of the known places' logits score it; several tokens may be scored at one place.
+    """
 
     row: int
     token: int
     top: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a Step's logits_index holds, in order.
 
-    [ one place per row in `drawing` | one place per entry of `known`, row by row ]
+    [ one place per entry of `drawing` | the places of `known`, row by row, ascending ]
+    drawing: the Plan row of each draw; a row with a draft of n guesses stands there n + 1 times.
     """
 
     drawing: tuple[int, ...]
@@ -119,19 +124,22 @@ class _Pages:
 
 def _wanted(rows: Sequence[Row], cuts: Ints) -> tuple[Ints, Wanted]:
     """Token indices whose logits are wanted and what each is for: see Wanted."""
-    drawing = tuple(r for r, row in enumerate(rows) if row.shape is not None)
+    drawing = tuple(r for r, row in enumerate(rows) if row.shape is not None for _ in range(row.draft + 1))
     places = (cuts[1:] - 1)[list(drawing)]
+    if any(row.draft for row in rows):
+        back = [n for row in rows if row.shape is not None for n in range(row.draft, -1, -1)]
+        places = places - np.asarray(back, np.int64)
     known: list[Known] = []
     scored: list[int] = []
     for r, row in enumerate(rows):
-        if row.score_from >= len(row.ids) and row.score_next < 0:
+        if row.score_from >= len(row.ids) and not row.score_next:
             continue
         begin = int(cuts[r])
-        for i in range(max(row.score_from, 1), len(row.ids)):
-            known.append(Known(r, row.ids[i], row.score_top))
+        for i in range(max(row.score_from, 1), len(row.ids) - row.draft):
+            known.append(Known(r, row.ids[i], row.score_top, len(scored)))
             scored.append(begin + i - 1)
-        if row.score_next >= 0:
-            known.append(Known(r, row.score_next, row.score_top))
+        if row.score_next:
+            known += [Known(r, token, row.score_top, len(scored)) for token in row.score_next]
             scored.append(begin + len(row.ids) - 1)
     return np.concatenate((places, np.asarray(scored, np.int64))), Wanted(drawing, tuple(known))
 

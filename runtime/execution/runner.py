@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.plan import Drawn, Plan, Result, Row
 from branchwork.runtime.sampling.logprobs import known_scores
-from branchwork.runtime.sampling.sampler import Sampler
+from branchwork.runtime.sampling.sampler import Draw, Sampler
+from branchwork.runtime.speculative.verify import verified
 from branchwork.runtime.wire import TokenScore
 
 __all__ = ["Draws", "Pending", "Runner", "bytes_per_page", "pick_device", "set_threads"]
@@ -33,11 +35,11 @@ Masks = Tensor | NDArray[np.int32]
 
 
 class Draws(Protocol):
-    """What the runner needs of sampling. logits float32 [N, V], one row of the plan each."""
+    """What the runner needs of sampling. logits float32 [N, V], one Row each, whose drafts do not matter."""
 
     def draw(
         self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None, masked: Sequence[int] | None = None
-    ) -> list[Drawn]: ...
+    ) -> list[Draw]: ...
 
 
 class Pending:
@@ -53,38 +55,35 @@ class Pending:
     def collect(self, masks: Masks | None = None, masked: Sequence[int] | None = None) -> Result:
         """Draw and score. masks: bit = allowed, int32 [n, ceil(V / 32)], or None for all allowed.
 
-        masked: which of the rows that have a shape the masks belong to, counted among those; None for each of them.
-        Raises what the sampler raises for rows that have no token to draw.
+        masked: which draws the masks belong to, counted over the plan's rows that have a shape, a drafted row as one
+        draw per guess and one more; None for each of them.
         """
-        plan, drawing = self._plan, self._wanted.drawing
-        drawn: list[Drawn] = []
-        if drawing:
-            logits = self._model.logits(self._hidden[: len(drawing)])
-            drawn = self._sampler.draw(logits, [plan.rows[r] for r in drawing], masks, masked)
-        if len(drawing) == len(plan.rows) and not self._wanted.known:
-            return Result(plan.step, tuple(drawn))
-        by_row = dict(zip(drawing, drawn))
-        scores = self._scores()
-        results = []
-        for r in range(len(plan.rows)):
-            own = by_row.get(r, _NOTHING)
-            known = scores.get(r)
-            results.append(own if known is None else Drawn(own.token, own.score, tuple(known)))
+        plan, count = self._plan, len(self._wanted.drawing)
+        draws: list[Draw] = []
+        if count:
+            logits = self._model.logits(self._hidden[:count])
+            draws = self._sampler.draw(logits, _places(plan.rows), masks, masked)
+        scores = self._scores() if self._wanted.known else {}
+        results, at = [], 0
+        for r, row in enumerate(plan.rows):
+            end = at + (row.draft + 1 if row.shape is not None else 0)
+            results.append(_outcome(row, draws[at:end], scores.get(r, ())))
+            at = end
         return Result(plan.step, tuple(results))
 
     def _scores(self) -> dict[int, list[TokenScore]]:
         """Scores of known tokens by plan row, in the order of Wanted."""
         known, first = self._wanted.known, len(self._wanted.drawing)
         scores: dict[int, list[TokenScore]] = {}
-        for begin in range(0, len(known), SCORES_AT_ONCE):
-            part = known[begin : begin + SCORES_AT_ONCE]
-            logits = self._model.logits(self._hidden[first + begin : first + begin + len(part)])
-            at = 0
-            for top, run in groupby(part, key=_top):
-                same = list(run)
-                found = known_scores(logits[at : at + len(same)], [item.token for item in same], top)
-                at += len(same)
-                for item, score in zip(same, found):
+        for chunk, run in groupby(known, key=_chunk):
+            begin = first + chunk * SCORES_AT_ONCE
+            logits = self._model.logits(self._hidden[begin : begin + SCORES_AT_ONCE])
+            for top, same in groupby(run, key=_top):
+                items = list(same)
+                low, high = items[0].place % SCORES_AT_ONCE, items[-1].place % SCORES_AT_ONCE + 1
+                rows = [item.place % SCORES_AT_ONCE - low for item in items]
+                found = known_scores(logits[low:high], [item.token for item in items], top, rows)
+                for item, score in zip(items, found, strict=True):
                     scores.setdefault(item.row, []).append(score)
         return scores
 
@@ -129,8 +128,34 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def _places(rows: Sequence[Row]) -> list[Row]:
+    """A row for every draw: after a guess, the row as it will be if the guess comes true."""
+    places = []
+    for row in rows:
+        if row.shape is None:
+            continue
+        places.append(row)
+        guesses = row.ids[len(row.ids) - row.draft :]
+        for n in range(1, row.draft + 1):
+            history = [*row.answer_history, *guesses[:n]]
+            places.append(msgspec.structs.replace(row, position=row.position + n, answer_history=history))
+    return places
+
+
+def _outcome(row: Row, draws: Sequence[Draw], known: Sequence[TokenScore]) -> Drawn:
+    tokens = [draw.token for draw in draws]
+    if row.draft:
+        tokens = tokens[: verified(row.ids[len(row.ids) - row.draft :], tokens)]
+    fault = draws[len(tokens) - 1].fault if tokens else ""
+    if fault:
+        tokens.pop()
+    scores = tuple(draw.score for draw in draws[: len(tokens)] if draw.score is not None)
+    return Drawn(tuple(tokens), scores, tuple(known), fault)
+
+
 def _top(known: Known) -> int:
     return known.top
 
 
-_NOTHING = Drawn()
+def _chunk(known: Known) -> int:
+    return known.place // SCORES_AT_ONCE

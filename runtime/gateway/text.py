@@ -6,6 +6,7 @@ Knows: the model's tokenizer and its tokens' bytes. Must not know: programs, req
 from __future__ import annotations
 
 import codecs
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,7 @@ class Texts:
     def __init__(self, directory: Path) -> None:
         self._tokenizer: Tokenizer = load_tokenizer(directory)
         self.token_bytes: list[bytes] = token_bytes(directory)
+        self._by_bytes: list[tuple[bytes, int]] | None = None
         added = self._tokenizer.get_added_tokens_decoder()
         bos_text = special_texts(directory).get("bos_token")
         bos = self._tokenizer.token_to_id(bos_text) if bos_text else None
@@ -62,6 +64,23 @@ class Texts:
     def text_of(self, ids: Sequence[int]) -> str:
         """The ids' bytes as text; bytes that are no UTF-8 read as the replacement character."""
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
+
+    def compatible(self, text: str) -> list[int]:
+        """Tokens that `text` begins with, or that begin with `text`: every one that may stand on the way to it."""
+        if self._by_bytes is None:
+            self._by_bytes = sorted((token, number) for number, token in enumerate(self.token_bytes) if token)
+        wanted, table = text.encode(), self._by_bytes
+        found = []
+        for beginning in (wanted[:end] for end in range(1, len(wanted))):
+            at = bisect_left(table, (beginning, 0))
+            while at < len(table) and table[at][0] == beginning:
+                found.append(table[at][1])
+                at += 1
+        at = bisect_left(table, (wanted, 0))
+        while at < len(table) and table[at][0].startswith(wanted):
+            found.append(table[at][1])
+            at += 1
+        return found
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []

@@ -41,13 +41,17 @@ def token_bytes(directory: Path) -> list[bytes]:
     As long as the larger of the tokenizer and config.json's vocab_size, since weights are often padded.
     Raises LoadError (tokenizer) for a vocabulary that is neither byte-level nor sentencepiece-like.
     """
-    tokenizer = load_tokenizer(directory)
-    spell = _speller(tokenizer, directory)
+    return spell(load_tokenizer(directory), directory, _json(directory / "config.json").get("vocab_size") or 0)
+
+
+def spell(tokenizer: Tokenizer, source: Path, least: int = 0) -> list[bytes]:
+    """The same of a tokenizer already read from `source`, the table at least `least` long."""
+    to_bytes = _speller(tokenizer, source)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     size = max(vocabulary.values(), default=-1) + 1
-    table = [b""] * max(size, _json(directory / "config.json").get("vocab_size") or 0)
+    table = [b""] * max(size, least)
     for token, number in vocabulary.items():
-        table[number] = spell(token)
+        table[number] = to_bytes(token)
     for number, added in tokenizer.get_added_tokens_decoder().items():
         table[number] = b"" if added.special else added.content.encode()
     return table
@@ -92,7 +96,7 @@ def chat_template(directory: Path) -> str | None:
     return inline if isinstance(inline, str) else None
 
 
-def _speller(tokenizer: Tokenizer, directory: Path) -> Callable[[str], bytes]:
+def _speller(tokenizer: Tokenizer, source: Path) -> Callable[[str], bytes]:
     """How this vocabulary writes bytes: GPT-2's alphabet, or sentencepiece's ▁ and <0xNN>."""
     decoder, before = _state(tokenizer.decoder), _state(tokenizer.pre_tokenizer)
     if '"ByteLevel"' in decoder or '"ByteLevel"' in before:
@@ -102,7 +106,7 @@ def _speller(tokenizer: Tokenizer, directory: Path) -> Callable[[str], bytes]:
         return _sentencepiece
     raise LoadError(
         "tokenizer",
-        f"{directory / 'tokenizer.json'} is neither byte-level nor sentencepiece-like "
+        f"the tokenizer of {source} is neither byte-level nor sentencepiece-like "
         f"(decoder: {decoder[:80] or 'none'}), so the bytes of its tokens are unknown",
     )
 

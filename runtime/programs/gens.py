@@ -1,6 +1,6 @@
 """One gen under way: from its parameters to Submits, from the engine's events to its values and meta.
 
-Knows: SamplingParams, wire messages, bytes of tokens. Must not know: branches, connections, sockets.
+Knows: SamplingParams, constraints' captures, wire messages, bytes of tokens. Must not know: branches, sockets.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from branchwork.lang.constraint import Capture, Constraint, JsonSchema, listed_captures, walk
 from branchwork.lang.params import SamplingParams
 from branchwork.runtime import wire
+from branchwork.runtime.grammar.schema import complaint
 
 _FRESH = random.SystemRandom()
 
@@ -30,17 +32,19 @@ class Texts(Protocol):
     def encode(self, pieces: Sequence[Any]) -> list[int]: ...
     def decoder(self) -> Decoder: ...
     def text_of(self, ids: Sequence[int]) -> str: ...
+    def compatible(self, text: str) -> list[int]: ...
 
 
 class Sample:
     """One of a gen's n samples: what the engine has said of it so far."""
 
-    __slots__ = ("_decoder", "_shown", "_text_so_far", "_texts", "finished", "ids", "scores", "submit")
+    __slots__ = ("_decoder", "_listed", "_shown", "_text_so_far", "_texts", "finished", "ids", "scores", "submit")
 
     def __init__(self, submit: wire.Submit, texts: Texts) -> None:
         self.submit = submit
         self._texts = texts
         self._shown = 0  # characters already streamed; survives a restart of the engine
+        self._listed = listed_captures(submit.constraint) if submit.constraint is not None else frozenset()
         self.finished: wire.Finished | None = None
         self._begin()
 
@@ -57,8 +61,31 @@ class Sample:
     def answer(self) -> str:
         """The whole answer: its bytes up to where it was stopped, as text."""
         assert self.finished is not None
-        table = self._texts.token_bytes
-        return b"".join(table[i] for i in self.ids)[: self.finished.length].decode("utf-8", "replace")
+        return self._bytes()[: self.finished.length].decode("utf-8", "replace")
+
+    def closing(self, event: wire.Tokens) -> dict[str, str]:
+        """Captures that an event, booked before, has closed for good. One inside a Repeat may come again: not it."""
+        if not event.closed:
+            return {}
+        data = self._bytes()
+        return {
+            name: data[first:last].decode("utf-8", "replace")
+            for name, first, last in event.closed
+            if name not in self._listed
+        }
+
+    def captures(self) -> dict[str, Any]:
+        """Every capture of the finished answer: its text, or the list of its texts inside a Repeat."""
+        assert self.finished is not None
+        data = self._bytes()[: self.finished.length]
+        found: dict[str, Any] = {}
+        for name, first, last in self.finished.closed:
+            text = data[first:last].decode("utf-8", "replace")
+            if name in self._listed:
+                found.setdefault(name, []).append(text)
+            else:
+                found[name] = text
+        return found
 
     def restart(self) -> wire.Submit:
         """The engine was lost: everything will come again, from the same seed."""
@@ -87,7 +114,28 @@ class Sample:
         if self.submit.prompt_logprobs >= 0:
             meta["input_token_logprobs"] = triples(done.prompt_scores, self._texts)
             meta["input_top_logprobs"] = tops(done.prompt_scores, self._texts)
+        if done.enforced is not None:
+            meta["constraint"] = self._enforced(done.enforced)
         return meta
+
+    def _enforced(self, enforced: wire.Enforced) -> dict[str, Any]:
+        """How the constraint was kept. valid: None when nobody had to look, since the grammar was exact."""
+        found: dict[str, Any] = {
+            "backend": enforced.backend,
+            "approximations": list(enforced.approximations),
+            "complete": enforced.complete,
+            "forced_tokens": enforced.forced,
+            "compile_seconds": enforced.seconds,
+            "valid": None,
+        }
+        if enforced.loose and enforced.complete and self.submit.constraint is not None:
+            wrong = complaints(self.submit.constraint, self.answer(), self.captures())
+            found |= {"valid": not wrong, "complaints": wrong}
+        return found
+
+    def _bytes(self) -> bytes:
+        table = self._texts.token_bytes
+        return b"".join([table[i] for i in self.ids])
 
     def _begin(self) -> None:
         self._decoder = self._texts.decoder()
@@ -102,7 +150,14 @@ class Sample:
 
 
 def submits(
-    params: SamplingParams, ids: Sequence[int], first_id: int, *, eos: Sequence[int], room: int, stream: bool
+    params: SamplingParams,
+    constraint: Constraint | None,
+    ids: Sequence[int],
+    first_id: int,
+    *,
+    eos: Sequence[int],
+    room: int,
+    stream: bool,
 ) -> list[wire.Submit]:
     """One Submit per sample. room: tokens left in the context; longer answers end there with reason length."""
     seed = params.seed if params.seed is not None else _FRESH.getrandbits(62)
@@ -134,9 +189,24 @@ def submits(
             prompt_logprobs=-1 if params.prompt_logprobs is None or number else params.prompt_logprobs,
             logprob_start=params.logprob_start,
             stream=stream and number == 0,
+            constraint=constraint,
+            jump=params.jump_forward,
         )
         for number in range(params.n)
     ]
+
+
+def complaints(constraint: Constraint, text: str, captures: dict[str, Any]) -> list[str]:
+    """What is wrong, by its schemas, with a finished text and with those of its captures that are JSON."""
+    if isinstance(constraint, JsonSchema):
+        return [wrong] if (wrong := complaint(constraint.schema, text)) else []
+    found = []
+    for part in walk(constraint):
+        if isinstance(part, Capture) and isinstance(part.part, JsonSchema):
+            texts = captures.get(part.name) or []
+            wrongs = [complaint(part.part.schema, one) for one in (texts if isinstance(texts, list) else [texts])]
+            found += [f"{part.name}: {wrong}" for wrong in wrongs if wrong]
+    return found
 
 
 def pack(ids: Sequence[int]) -> bytes:

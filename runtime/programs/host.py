@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from branchwork.lang import machine, protocol
+from branchwork.lang.constraint import capture_names
 from branchwork.lang.ir import Fork, Laid
 from branchwork.lang.machine import Call, Reply
 from branchwork.lang.protocol import ChatFrames
@@ -139,7 +141,7 @@ class Host:
             return
         session, call, work = found
         if isinstance(event, wire.Tokens) and isinstance(work, Sample):
-            self._show(session, call, work.take(event))
+            self._shown(session, call, work, event)
             return
         del self._under_way[event.id]
         if isinstance(event, wire.Failed):
@@ -171,7 +173,9 @@ class Host:
                         )
                         self._emit(session.connection, failed)
                 elif output.values:
-                    done = protocol.Done(session.program, output.branch, output.node, output.values, output.meta)
+                    done = protocol.Done(
+                        session.program, output.branch, output.node, output.values, output.meta, output.captures
+                    )
                     self._emit(session.connection, done)
             outputs = session.machine.advance()
 
@@ -198,7 +202,16 @@ class Host:
             text = f"the text before this gen has {len(transcript.ids)} tokens; the context holds {self._context}"
             session.machine.fail(call.id, "context_length", f"{text} with at least one new token")
         else:
-            messages = submits(call.params, transcript.ids, self._next, eos=self._eos, room=room, stream=session.stream)
+            early = call.params.n == 1 and bool(capture_names(call.constraint))  # captures are told as they close
+            messages = submits(
+                call.params,
+                call.constraint,
+                transcript.ids,
+                self._next,
+                eos=self._eos,
+                room=room,
+                stream=session.stream or early,
+            )
             self._next += len(messages)
             session.samples[call.id] = [Sample(message, self._texts) for message in messages]
             for sample in session.samples[call.id]:
@@ -214,7 +227,7 @@ class Host:
         if not transcript.ids and not pending:
             session.machine.fail(call.id, "empty_prompt", "there is no text before this select; append a prompt first")
             return
-        selection = Selection(call.choices, call.method, transcript.ids, encoded)
+        selection = Selection(call.choices, call.method, transcript.ids, encoded, self._texts)
         number = self._number()
         self._under_way[number] = (session, call, selection)
         self._to_engine(selection.score(number, self._texts.neutral))
@@ -231,14 +244,15 @@ class Host:
         length = sum(len(table[i]) for i in kept)
         rest = b"".join(table[i] for i in first.ids)[length : first.finished.length].decode("utf-8", "replace")
         texts = tuple(sample.answer() for sample in samples)
-        session.machine.reply(call.id, Reply(texts, tuple(sample.meta() for sample in samples)))
+        captures = samples[0].captures() if len(samples) == 1 else _by_name(sample.captures() for sample in samples)
+        session.machine.reply(call.id, Reply(texts, tuple(sample.meta() for sample in samples), captures))
         branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
         # a stop may end inside a token: what is left of that token is text like any other
         tail = self._texts.encode([_literal(branch, rest)]) if rest else []
         transcript.commit([*kept, *tail], len(branch.segments))
 
     def _select_done(self, session: Session, call: Call, selection: Selection, event: wire.Scored) -> None:
-        index, meta = selection.decide(event, self._texts)
+        index, meta = selection.decide(event)
         session.machine.reply(call.id, Reply((call.choices[index],), (meta,)))
         branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
         transcript.commit(selection.encoded[index], len(branch.segments))
@@ -249,6 +263,18 @@ class Host:
         for number in others:
             if self._under_way.pop(number, None) is not None:
                 self._to_engine(wire.Cancel(number))
+
+    def _shown(self, session: Session, call: Call, sample: Sample, event: wire.Tokens) -> None:
+        """New tokens: their text for those who stream, and the captures that they close."""
+        text = sample.take(event)
+        if session.stream:
+            self._show(session, call, text)
+        for name, value in sample.closing(event).items():
+            session.machine.capture(call.id, name, value)
+            captured = protocol.Captured(session.program, call.branch, call.node, name, value)
+            self._emit(session.connection, captured)
+        if event.closed:
+            self._advance(session)
 
     def _show(self, session: Session, call: Call, text: str) -> None:
         if text:
@@ -266,6 +292,13 @@ class Host:
     def _number(self) -> int:
         self._next += 1
         return self._next - 1
+
+
+def _by_name(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Per capture the list of what each sample has; None where one has nothing."""
+    every = list(samples)
+    names = dict.fromkeys(name for captures in every for name in captures)
+    return {name: [captures.get(name) for captures in every] for name in names}
 
 
 def _literal(branch: Branch, text: str) -> Segment:

@@ -8,6 +8,7 @@ Knows: lang.choices' scorers, ids. Must not know: branches, connections, sockets
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,20 @@ from branchwork.lang import choices
 from branchwork.runtime import wire
 from branchwork.runtime.programs.gens import Texts, pack, triples
 
-UNCONDITIONAL = "unconditional_likelihood_normalized"
-
 
 class Selection:
-    """encoded: per choice the ids of everything from the transcript's end on, prompt tail and choice together."""
+    """encoded: per choice the ids of everything from the transcript's end on, prompt tail and choice together.
 
-    def __init__(self, options: Sequence[str], method: str, base: Sequence[int], encoded: list[list[int]]) -> None:
+    Where a choice begins another one, `exact` also wants to know how likely the model goes on from it: every token that
+    could be the way to the other is scored after it, as an option of its own.
+    """
+
+    def __init__(
+        self, options: Sequence[str], method: str, base: Sequence[int], encoded: list[list[int]], texts: Texts
+    ) -> None:
         self.encoded = encoded
+        self._texts = texts
+        self._ways_on = [_ways_on(option, options, texts) for option in options] if method == choices.exact else []
         self._options = options
         self._method = method
         self._base = base
@@ -30,37 +37,60 @@ class Selection:
 
     def score(self, number: int, neutral: int) -> wire.Score:
         """The message that scores all options. neutral: a token id that stands for "no context"."""
-        unconditional = self._method == UNCONDITIONAL
+        unconditional = self._method == choices.unconditional_likelihood_normalized
         # a prompt so short that it merges with every choice leaves nothing in common: then no context stands for it
         prefix = [*self._base, *self.encoded[0][: self._common]] or [neutral]
+        longer = [[*ids, token] for ids, tokens in zip(self.encoded, self._ways_on) for token in tokens]
         return wire.Score(
             id=number,
             ids=pack(prefix),
-            options=tuple(pack(ids[self._common :]) for ids in self.encoded),
+            options=tuple(pack(ids[self._common :]) for ids in (*self.encoded, *longer)),
             unconditional=unconditional,
             neutral=pack([neutral]) if unconditional else b"",
         )
 
-    def decide(self, scored: wire.Scored, texts: Texts) -> tuple[int, dict[str, Any]]:
+    def decide(self, scored: wire.Scored) -> tuple[int, dict[str, Any]]:
         """The chosen option's index and the meta of the select."""
-        scores = [[token.logprob for token in option] for option in scored.options]
+        texts, count = self._texts, len(self._options)
+        scores = [[token.logprob for token in option] for option in scored.options[:count]]
         unconditional = [[token.logprob for token in option] for option in scored.unconditional] or None
-        index, normalized = choices.decide(self._method, scores, unconditional)
+        ends = self._ends(scored.options[count:])
+        index, normalized = choices.decide(self._method, scores, unconditional, ends)
         usage = scored.usage
         meta: dict[str, Any] = {
             "choice": self._options[index],
             "choices": list(self._options),
             "method": self._method,
             "normalized_prompt_logprobs": normalized,
-            "input_token_logprobs": [triples(option, texts) for option in scored.options],
+            "input_token_logprobs": [triples(option, texts) for option in scored.options[:count]],
             "prompt_tokens": usage.prompt,
             "cached_tokens": usage.reused,
             "computed_tokens": usage.computed,
             "diverged_at": usage.diverged,
         }
+        if self._method == choices.exact:
+            meta["probabilities"] = [math.exp(score) for score in normalized]
+            meta["end_logprobs"] = ends
         if unconditional:
             meta["unconditional_token_logprobs"] = [triples(option, texts) for option in scored.unconditional]
         return index, meta
+
+    def _ends(self, longer: Sequence[Sequence[wire.TokenScore]]) -> list[float] | None:
+        """Per choice the log-probability that nothing goes on from it to another choice; None when not asked for."""
+        if not self._ways_on:
+            return None
+        ends, at = [], 0
+        for tokens in self._ways_on:
+            goes_on = sum(math.exp(option[-1].logprob) for option in longer[at : at + len(tokens)])
+            at += len(tokens)
+            ends.append(math.log(max(1.0 - goes_on, 1e-12)))
+        return ends
+
+
+def _ways_on(option: str, options: Sequence[str], texts: Texts) -> list[int]:
+    """Tokens that may stand after an option on the way to a longer one."""
+    rests = [other[len(option) :] for other in options if other != option and other.startswith(option)]
+    return sorted({token for rest in rests for token in texts.compatible(rest)})
 
 
 def _common(encoded: list[list[int]]) -> int:

@@ -12,21 +12,26 @@ import torch
 from branchwork.runtime.wire import TokenScore, TopToken
 
 
-def known_scores(logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[TokenScore]:
-    """The score of token_ids[i] under log_softmax(logits[i]) for each row of logits [M, V], with the `top` best tokens.
+def known_scores(
+    logits: torch.Tensor, token_ids: Sequence[int], top: int, rows: Sequence[int] | None = None
+) -> list[TokenScore]:
+    """The score of token_ids[i] under log_softmax(logits[rows[i]]), logits [M, V], with the `top` best tokens there.
 
-    Alternatives come most likely first, ties by id; top is cut to V. Computed in float32 whatever the logits' type.
+    rows: None for one token a row, in order. Alternatives come most likely first, ties by id; top is cut to V.
+    Computed in float32 whatever the logits' type.
     Raises ValueError when the numbers of rows and ids differ or an id lies outside the vocabulary.
     """
     count, vocab = logits.shape
-    if len(token_ids) != count or not all(0 <= token < vocab for token in token_ids):
-        raise ValueError(f"{len(token_ids)} token ids below {vocab} are needed for {count} rows of logits")
-    if count == 0:
+    wanted = count if rows is None else len(rows)
+    if len(token_ids) != wanted or not all(0 <= token < vocab for token in token_ids):
+        raise ValueError(f"{len(token_ids)} token ids below {vocab} are needed for {wanted} places in {count} rows")
+    if wanted == 0:
         return []
     logits = logits.float()
     total = logits.logsumexp(-1, keepdim=True)
-    chosen = torch.tensor(token_ids, device=logits.device)[:, None]
-    own = (logits.gather(1, chosen) - total)[:, 0].tolist()
+    place = torch.tensor(range(count) if rows is None else rows, device=logits.device)
+    chosen = torch.tensor(token_ids, device=logits.device)
+    own = (logits[place, chosen] - total[place, 0]).tolist()
     tops: list[tuple[TopToken, ...]] = [()] * count
     if top > 0:
         values, ids = logits.topk(min(top, vocab), sorted=True)
@@ -34,7 +39,8 @@ def known_scores(logits: torch.Tensor, token_ids: Sequence[int], top: int) -> li
             tuple(TopToken(token, value) for value, token in sorted(zip(vs, ts, strict=True), key=_by_rank))
             for vs, ts in zip((values - total).tolist(), ids.tolist(), strict=True)
         ]
-    return [TokenScore(token, score, best) for token, score, best in zip(token_ids, own, tops, strict=True)]
+    at = range(count) if rows is None else rows
+    return [TokenScore(token, score, tops[row]) for token, score, row in zip(token_ids, own, at, strict=True)]
 
 
 def _by_rank(entry: tuple[float, int]) -> tuple[float, int]:

@@ -7,7 +7,7 @@ A draw is a pure function of (logits, mask, Shape, Row.position): no generator h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 
 from branchwork import kernels
 from branchwork.kernels.reference import sample as reference
-from branchwork.runtime.plan import Drawn, Row
+from branchwork.runtime.plan import Row
 from branchwork.runtime.sampling.logprobs import known_scores
 from branchwork.runtime.wire import Shape, TokenScore
 
@@ -23,6 +23,14 @@ _REASONS = {
     reference.NOT_FINITE: "the model's logits hold NaN or infinity",
     reference.ALL_MASKED: "no token is allowed by the constraint's mask and the logits",
 }
+
+
+class Draw(NamedTuple):
+    """One drawn token and, when asked for, its score; or -1 and why there is none."""
+
+    token: int
+    score: TokenScore | None = None
+    fault: str = ""
 
 
 class Sampler:
@@ -37,8 +45,8 @@ class Sampler:
         rows: Sequence[Row],
         masks: torch.Tensor | npt.NDArray[np.int32] | None = None,
         masked: Sequence[int] | None = None,
-    ) -> list[Drawn]:
-        """One Drawn for each of `rows` (all with a shape), in order; logits [N, >= vocab] float32 are left as they are.
+    ) -> list[Draw]:
+        """One Draw for each of `rows` (all with a shape), in order; logits [N, >= vocab] float32 are left as they are.
 
         masks: int32 bitmasks [n, >= ceil(vocab / 32)], bit set = token allowed. masked: the n row indices they belong
         to (other rows are free and pay nothing); None when there is one for every row.
@@ -54,7 +62,7 @@ class Sampler:
         tokens = self._tokens(logits, rows, shapes, *_masks_by_row(masks, masked, len(rows)))
         scores = _drawn_scores(logits, rows, tokens)
         return [
-            Drawn(token, score) if token >= 0 else Drawn(fault=_REASONS[token])
+            Draw(token, score) if token >= 0 else Draw(-1, fault=_REASONS[token])
             for token, score in zip(tokens, scores, strict=True)
         ]
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.scheduler.request import Answer, Group, Options, Request, Spend
 from branchwork.runtime.scheduler.stops import check_stops
+from branchwork.runtime.scheduler.twigs import Progress, Trie
 from branchwork.runtime.wire import Failed, Score, Submit
 
 
@@ -51,7 +53,13 @@ def refusal(message: Submit | Score, limits: Limits) -> Failed | None:
     prefix = len(message.ids) // 4
     if isinstance(message, Score) and message.unconditional:
         prefix = max(prefix, len(message.neutral) // 4)
-    return _too_long(message.id, prefix, longest, limits)
+    refused = _too_long(message.id, prefix, longest, limits)
+    if refused is None and isinstance(message, Score) and limits.page_size > 1:
+        need = Trie([unpack(option) for option in message.options]).pages(prefix, limits.page_size)
+        if need > limits.pages:
+            text = f"{prefix} tokens and the options after them need {need} pages, the KV cache has {limits.pages}"
+            return Failed(message.id, "context_length", text)
+    return refused
 
 
 def _wrong_ids(name: str, ids: bytes, vocab: int) -> str:
@@ -77,17 +85,21 @@ def _too_long(number: int, given: int, wanted: int, limits: Limits) -> Failed | 
     return None
 
 
-def requests_of(message: Submit | Score, key: int, step: int, token_bytes: Sequence[bytes]) -> list[Request]:
+def requests_of(
+    message: Submit | Score, key: int, step: int, token_bytes: Sequence[bytes], grammar: Grammar | None = None
+) -> list[Request]:
     """The requests that serve an admissible message: one, or two for a Score with a neutral prefix."""
     known = unpack(message.ids)
     spend = Spend(len(known))
     if isinstance(message, Submit):
-        answer = Answer(message, token_bytes)
+        answer = Answer(message, token_bytes, grammar)
+        answer.propose(known)
         return [Request(key, message.id, known, len(known), message.priority, step, spend, answer)]
-    group = Group(message, [unpack(option) for option in message.options], spend)
+    group = Group(message, Trie([unpack(option) for option in message.options]), spend)
     prefixes = [known, unpack(message.neutral)] if message.unconditional else [known]
     group.columns = [[] for _ in prefixes]
+    options = [Options(group, n, Progress(group.trie)) for n in range(len(prefixes))]
     return [
-        Request(key + n, message.id, prefix, len(prefix), message.priority, step, spend, options=Options(group, n))
+        Request(key + n, message.id, prefix, len(prefix), message.priority, step, spend, options=options[n])
         for n, prefix in enumerate(prefixes)
     ]

@@ -2,7 +2,7 @@
 
 Knows: requests, the prefix cache, the token budget. Must not know: wire messages, events, results, tensors.
 
-One step's budget:   [ decode rows: 1 token each ][ short prompts ][ waiting short prompts ][ long prompts, the rest ]
+One step's budget:   [ decode rows: 1 token and its draft ][ short prompts ][ waiting ones ][ long prompts, the rest ]
 
 A prompt's pages are sealed when the step that computes them is planned: every layer writes all KV of a step before it
 attends, so other rows of the same step may already build on them. A waiting request that shares more with a prompt
@@ -22,17 +22,17 @@ from branchwork.runtime.cache.prefix_cache import Lease, PrefixCache
 from branchwork.runtime.cache.radix import common
 from branchwork.runtime.plan import Row
 from branchwork.runtime.scheduler.policy import Queue
-from branchwork.runtime.scheduler.request import Request
+from branchwork.runtime.scheduler.request import Options, Request
 
 SURGE = 8  # budgets that the rows of one Score may take when nothing else is in the step
 
 
 class Job(NamedTuple):
-    """A row and whose it is. option: which option of a Score it computes, -1 for known tokens."""
+    """A row and whose it is. twig: which twig of a Score's options it computes, -1 for known tokens."""
 
     request: Request
     row: Row
-    option: int = -1
+    twig: int = -1
 
 
 class Step:
@@ -46,8 +46,8 @@ class Step:
         self.busy: set[int] = set()  # keys of requests with a row
         self.preempted = False
 
-    def add(self, request: Request, row: Row, option: int = -1) -> None:
-        self.jobs.append(Job(request, row, option))
+    def add(self, request: Request, row: Row, twig: int = -1) -> None:
+        self.jobs.append(Job(request, row, twig))
         self.busy.add(request.key)
         self.budget -= len(row.ids)
 
@@ -73,9 +73,11 @@ class Planner:
     def plan(self, number: int) -> list[Job]:
         """The jobs of step `number`; never empty while a request is running or waiting."""
         step = Step(self._budget)
-        for request in list(self.running.values()):
-            if request.lease is not None and not _behind(request):
-                self._decode(request, request.lease, step)
+        drawing = [request for request in self.running.values() if not _behind(request)]
+        spare = self._budget - len(drawing)
+        for request in drawing:
+            if request.lease is not None:
+                spare -= self._decode(request, request.lease, step, spare)
         behind = [request for request in self.running.values() if _behind(request)]
         behind.sort(key=_rank)
         lane = step.budget // 2
@@ -99,15 +101,24 @@ class Planner:
 
     # --- rows
 
-    def _decode(self, request: Request, lease: Lease, step: Step) -> None:
+    def _decode(self, request: Request, lease: Lease, step: Step, spare: int) -> int:
+        """Add the row of a request that draws one token a step; how many guesses ride along, at most `spare`."""
         start = request.computed
         while not self._cache.extend(lease, start + 1):
             victim = self._victim(step)
             assert victim is not None
             self._preempt(victim, step)
             if victim is request:
-                return
-        step.add(request, _draw_row(request, lease, start, [request.known[start]]))
+                return 0
+        draft = self._draft(request, lease, start + 1, spare)
+        step.add(request, _draw_row(request, lease, start, [request.known[start]], draft))
+        return len(draft)
+
+    def _draft(self, request: Request, lease: Lease, end: int, spare: int) -> list[int]:
+        """As much of a request's draft as fits behind its `end` known tokens; nobody is preempted for a guess."""
+        assert request.answer is not None
+        draft = request.answer.draft[: max(spare, 0)]
+        return draft if draft and self._cache.extend(lease, end + len(draft)) else []
 
     def _advance(self, request: Request, step: Step) -> None:
         """Give a request that is behind as much of the rest of the step as it can use."""
@@ -127,32 +138,50 @@ class Planner:
         end = min(request.goal, request.computed + step.budget, room)
         covered = self._cache.extend(lease, end)
         assert covered
-        step.add(request, _known_row(request, lease, end))
+        draft: list[int] = []
+        if request.answer is not None and end == len(request.known):
+            draft = self._draft(request, lease, end, step.budget - (end - request.computed))
+        step.add(request, _known_row(request, lease, end, draft))
         self._cache.seal(lease, request.known, end)
 
     def _score(self, request: Request, step: Step) -> None:
-        """One row per option: private pages after the shared prefix, never sealed, released when the step is done."""
+        """A row per twig of the options: private pages behind its parent's, never sealed, freed with its subtree."""
         options = request.options
         assert options is not None
         alone = all(job.request is request for job in step.jobs)
         allowance = max(step.budget, SURGE * self._budget if alone else 0)
-        base, known = request.goal, request.known
-        stem = known[base:].tolist()
-        while options.asked < len(options.group.options) and allowance > 0:
-            option = options.group.options[options.asked].tolist()
-            ids = stem + option[:-1]
-            lease = self._cache.lease(known, base)
-            if not self._cache.extend(lease, base + len(ids)):
-                self._cache.release(lease)
+        progress = options.progress
+        while progress.asked < len(progress.trie.twigs) and allowance > 0:
+            row = self._twig(request, options)
+            if row is None:
                 if step.jobs:
                     return
                 self._make_room(step, request)
                 continue
-            options.leases[options.asked] = lease
-            row = Row(request.id, base, ids, lease.pages, score_from=len(stem), score_next=option[-1], score_top=1)
-            step.add(request, row, options.asked)
-            options.asked += 1
-            allowance -= len(ids)
+            step.add(request, row, progress.asked)
+            progress.asked += 1
+            allowance -= len(row.ids)
+
+    def _twig(self, request: Request, options: Options) -> Row | None:
+        """The row of the next twig, None when there are no pages for it."""
+        progress, known, base = options.progress, request.known, request.goal
+        number, size = progress.asked, self._size
+        twig = progress.trie.twigs[number]
+        stem = twig.stem(len(known), size)
+        start = len(known) + twig.depth - stem
+        before = (*known[base:].tolist(), *progress.path(number))
+        ids = [*before[start - base :], *twig.ids]
+        lease = self._cache.lease(known, base)
+        if not self._cache.extend(lease, base + len(ids)):
+            self._cache.release(lease)
+            return None
+        options.leases[number] = lease
+        pages = lease.pages
+        if twig.parent >= 0:
+            pages = progress.pages[twig.parent][: start // size] + lease.pages[base // size :]
+        progress.pages[number] = pages
+        scored = stem if twig.parent < 0 else stem + 1  # a later twig's first id was among the heads of its parent
+        return Row(request.id, start, ids, pages, score_from=scored, score_next=twig.heads, score_top=1)
 
     # --- admission
 
@@ -260,6 +289,7 @@ class Planner:
             for private in request.options.leases.values():
                 self._cache.release(private)
             request.options.leases.clear()
+            request.options.progress.restart()
         self._cache.seal(lease, request.known, request.computed)
         self._cache.release(lease)
         request.lease = None
@@ -275,31 +305,40 @@ def _rank(request: Request) -> tuple[int, int]:
     return -request.priority, request.key
 
 
-def _draw_row(request: Request, lease: Lease, start: int, ids: list[int]) -> Row:
-    """A row whose last token's logits give the next token."""
+def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft: list[int]) -> Row:
+    """A row whose last known token's logits give the next token, and those of each guess the one after it."""
     answer = request.answer
     assert answer is not None
-    submit, known = answer.submit, request.known
-    position = len(known)
-    if not answer.penalised:
-        return Row(request.id, start, ids, lease.pages, submit.shape, position, logprobs=submit.logprobs)
-    prompt, said = known[: request.prompt], known[request.prompt :]
-    return Row(request.id, start, ids, lease.pages, submit.shape, position, prompt, said, submit.logprobs)
+    submit, known, penalised = answer.submit, request.known, answer.penalised
+    return Row(
+        request.id,
+        start,
+        ids + draft,
+        lease.pages,
+        submit.shape,
+        position=len(known),
+        prompt_history=known[: request.prompt] if penalised else (),
+        answer_history=known[request.prompt :] if penalised else (),
+        logprobs=submit.logprobs,
+        draft=len(draft),
+        masked=answer.matcher is not None,
+    )
 
 
-def _known_row(request: Request, lease: Lease, end: int) -> Row:
+def _known_row(request: Request, lease: Lease, end: int, draft: list[int]) -> Row:
     """The row that computes known tokens up to `end`, and the scores of prompt tokens that are wanted from it."""
     start, known, answer = request.computed, request.known, request.answer
     ids = known[start:end].tolist()
     if answer is None:
         return Row(request.id, start, ids, lease.pages)
-    row = Row(request.id, start, ids, lease.pages) if end < len(known) else _draw_row(request, lease, start, ids)
+    drawing = end == len(known)
+    row = _draw_row(request, lease, start, ids, draft) if drawing else Row(request.id, start, ids, lease.pages)
     first = answer.next_score(request.prompt)
     if first is None or first > end:
         return row
     return msgspec.structs.replace(
         row,
         score_from=first - start,
-        score_next=known[end] if end < request.prompt else -1,
+        score_next=(known[end],) if end < request.prompt else (),
         score_top=answer.submit.prompt_logprobs,
     )

@@ -15,8 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from branchwork.runtime.cache.prefix_cache import Lease
-from branchwork.runtime.scheduler.stops import StopMatcher
-from branchwork.runtime.wire import Finished, Score, Scored, Submit, Tokens, TokenScore, Usage
+from branchwork.runtime.grammar.matcher import Grammar
+from branchwork.runtime.scheduler.stops import Ending, StopMatcher
+from branchwork.runtime.scheduler.twigs import Progress, Trie
+from branchwork.runtime.wire import Enforced, Finished, Score, Scored, Submit, Tokens, TokenScore, Usage
+
+TAIL = 6  # committed tokens that a grammar looks at to continue them canonically
 
 
 @dataclass(slots=True)
@@ -34,38 +38,84 @@ class Spend:
 
 
 class Answer:
-    """The growing answer of a Submit: its stops, and the tokens that were not sent yet."""
+    """The growing answer of a Submit: its stops, its matcher, and the tokens that were not sent yet.
 
-    __slots__ = ("_scores", "_sent", "_unsent", "penalised", "prompt_scores", "stops", "submit")
+    draft: tokens that the grammar forces next, to ride along with the next draw.
+    """
 
-    def __init__(self, submit: Submit, token_bytes: Sequence[bytes]) -> None:
+    def __init__(self, submit: Submit, token_bytes: Sequence[bytes], grammar: Grammar | None = None) -> None:
         shape = submit.shape
         self.submit = submit
         self.stops = StopMatcher(submit.stops, token_bytes)
+        self.grammar = grammar
+        self.matcher = None if grammar is None else grammar.start()
+        self.draft: list[int] = []
+        self.forced = 0  # guesses of drafts that came true
+        self._closed: list[tuple[str, int, int]] = []
         self.prompt_scores: list[TokenScore] = []
         self.penalised = (shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty) != (0.0, 0.0, 1.0)
         self._unsent: list[int] = []
         self._scores: list[TokenScore] = []
         self._sent = 0
 
-    def take(self, token: int, score: TokenScore | None) -> None:
+    def take(self, token: int, score: TokenScore | None) -> Ending | None:
+        """Take the next token; says how the answer ends when it ends with it. The matcher has to allow it."""
         self._unsent.append(token)
         if score is not None:
             self._scores.append(score)
+        ending = self.stops.feed(token)
+        if self.matcher is not None and not self.matcher.error:
+            self.matcher.accept([token])
+            if ending is None and self.matcher.is_done:
+                return self.stops.end("stop")
+        return ending
+
+    def propose(self, known: array[int]) -> None:
+        """Ask the matcher what is forced after the known tokens."""
+        room = self.submit.stops.max_tokens - self.stops.tokens - 1
+        if self.matcher is not None and self.submit.jump != "off" and room > 0:
+            self.draft = self.matcher.jump(known[-TAIL:].tolist())[:room]
 
     def news(self) -> Tokens | None:
-        """The tokens that may be sent by now, once."""
+        """The tokens that may be sent by now, once, and the captures that have closed within them."""
+        if self.matcher is not None:
+            self._closed += [(found.name, found.first, found.last) for found in self.matcher.closed()]
         ready = self.stops.sendable - self._sent
         if ready <= 0:
             return None
         ids, scores = tuple(self._unsent[:ready]), tuple(self._scores[:ready])
         del self._unsent[:ready], self._scores[:ready]
         self._sent += ready
-        return Tokens(self.submit.id, ids, scores)
+        sendable = self.stops.bytes_of(self._sent)
+        closed = tuple(found for found in self._closed if found[2] <= sendable)
+        self._closed = [found for found in self._closed if found[2] > sendable]
+        return Tokens(self.submit.id, ids, scores, closed)
 
-    def finished(self, reason: str, matched: bytes, length: int, kept: int, usage: Usage) -> Finished:
-        ids, scores = tuple(self._unsent), tuple(self._scores)
-        return Finished(self.submit.id, ids, scores, reason, matched, length, kept, usage, tuple(self.prompt_scores))
+    def finished(self, ending: Ending, usage: Usage) -> Finished:
+        captures: tuple[tuple[str, int, int], ...] = ()
+        if self.matcher is not None:
+            captures = tuple((found.name, found.first, found.last) for found in self.matcher.finish())
+        return Finished(
+            self.submit.id,
+            tuple(self._unsent),
+            tuple(self._scores),
+            ending.reason,
+            ending.matched,
+            ending.length,
+            ending.kept,
+            usage,
+            tuple(self.prompt_scores),
+            captures,
+            self._enforced(ending),
+        )
+
+    def _enforced(self, ending: Ending) -> Enforced | None:
+        if self.grammar is None or self.matcher is None:
+            return None
+        report = self.grammar.report
+        cut = ending.matched or ending.reason == "cancelled"
+        complete = self.matcher.is_done or (self.matcher.is_accepting and not cut)
+        return Enforced(report.backend, report.approximations, report.loose, complete, self.forced, report.seconds)
 
     def next_score(self, prompt: int) -> int | None:
         """Index of the first of `prompt` tokens whose log-probability is still wanted, None when none is."""
@@ -78,7 +128,7 @@ class Group:
     """A Score request: the same options after one prefix, or after two (the second is the neutral one)."""
 
     score: Score
-    options: list[array[int]]
+    trie: Trie
     spend: Spend
     columns: list[list[tuple[TokenScore, ...]]] = field(default_factory=list)  # per prefix, filled when complete
 
@@ -89,17 +139,12 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Options:
-    """The options still to be scored after one of a Group's prefixes. leases: of the rows under way, by option."""
+    """The options to be scored after one of a Group's prefixes. leases: of twigs that others still need, by twig."""
 
     group: Group
     column: int
-    asked: int = 0
-    results: dict[int, tuple[TokenScore, ...]] = field(default_factory=dict)
+    progress: Progress
     leases: dict[int, Lease] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.results) == len(self.group.options)
 
 
 @dataclass(slots=True, eq=False)

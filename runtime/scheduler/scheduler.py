@@ -7,15 +7,17 @@ There are no phases: a request has known and computed tokens, and a step closes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from branchwork.runtime.cache.prefix_cache import PrefixCache
+from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.plan import Drawn, Plan, Result
+from branchwork.runtime.scheduler.constrained import Grammars, Masks, MaskWriter, NoGrammars, Waiting
 from branchwork.runtime.scheduler.intake import Limits, refusal, requests_of
 from branchwork.runtime.scheduler.planner import Job, Planner
 from branchwork.runtime.scheduler.request import Request
 from branchwork.runtime.scheduler.stops import Ending
-from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit
+from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit, Usage
 
 
 class Scheduler:
@@ -23,6 +25,7 @@ class Scheduler:
 
     cache: whose leases only this object takes. token_bytes: bytes of every id that a model may draw (its length is the
     vocabulary). context: tokens of prompt and answer. budget: tokens per step. queue_limit: waiting requests.
+    grammars: who compiles constraints. eos: the model's end tokens.
     """
 
     def __init__(
@@ -35,39 +38,62 @@ class Scheduler:
         max_running: int = 64,
         queue_limit: int = 1024,
         policy: str = "lpm",
+        grammars: Grammars | None = None,
+        eos: Iterable[int] = (),
     ) -> None:
         self._cache = cache
         self._token_bytes = token_bytes
         self._limits = Limits(context, cache.pages, cache.page_size, len(token_bytes))
         self._queue_limit = queue_limit
         self._planner = Planner(cache, budget, max_running, policy)
+        self._compiling = Waiting(grammars or NoGrammars())
+        self._mask_writer = MaskWriter(len(token_bytes), eos)
         self._live: dict[int, list[Request]] = {}
         self._planned: dict[int, list[Job]] = {}
         self._keys = 0
         self._step = 0
-        self._totals = {"prompt_tokens": 0, "reused_tokens": 0, "computed_tokens": 0, "finished": 0}
+        counted = ("prompt_tokens", "reused_tokens", "computed_tokens", "finished", "drafted_tokens", "accepted_tokens")
+        self._totals = dict.fromkeys(counted, 0)
 
     # --- messages
 
     def add(self, message: Submit | Score) -> list[Event]:
         """Queue a request. Events: Failed, with code and figures, when it can never be served or the queue is full."""
-        if message.id in self._live:
+        if message.id in self._live or message.id in self._compiling:
             return [Failed(message.id, "bad_request", f"request {message.id} is already under way")]
-        if len(self._planner.queue) >= self._queue_limit:
-            text = f"{len(self._planner.queue)} requests are waiting, at most {self._queue_limit} may"
+        if self.waiting >= self._queue_limit:
+            text = f"{self.waiting} requests are waiting, at most {self._queue_limit} may"
             return [Failed(message.id, "queue_full", text)]
         refused = refusal(message, self._limits)
         if refused is not None:
             return [refused]
-        requests = requests_of(message, self._keys, self._step, self._token_bytes)
+        if isinstance(message, Score) or message.constraint is None:
+            self._enqueue(message, None)
+            return []
+        found = self._compiling.look(message)
+        return [] if found is None else self._begin(message, found)
+
+    def compiled(self) -> list[Event]:
+        """Queue requests whose constraints have been compiled since the last call; Failed for those that cannot be."""
+        return [event for message, found in self._compiling.ready() for event in self._begin(message, found)]
+
+    def _begin(self, message: Submit, found: Grammar | Failed) -> list[Event]:
+        if isinstance(found, Failed):
+            return [found]
+        self._enqueue(message, found)
+        return []
+
+    def _enqueue(self, message: Submit | Score, grammar: Grammar | None) -> None:
+        requests = requests_of(message, self._keys, self._step, self._token_bytes, grammar)
         self._keys += len(requests)
         self._live[message.id] = requests
         for request in requests:
             self._planner.queue.add(request)
-        return []
 
     def cancel(self, number: int) -> list[Event]:
         """End a request and free its lease at once. Nothing happens when it has ended already."""
+        if self._compiling.cancel(number):
+            return [Finished(number, (), (), "cancelled", b"", 0, 0, Usage(0, 0, 0, 0))]
         requests = self._live.get(number)
         if requests is None:
             return []
@@ -83,6 +109,7 @@ class Scheduler:
         numbers = list(self._live)
         for number in numbers:
             self._retire(number)
+        numbers += self._compiling.clear()
         self._planned.clear()
         self._cache.flush()
         return [Failed(number, code, message) for number in numbers]
@@ -98,24 +125,30 @@ class Scheduler:
         self._planned[self._step] = jobs
         return Plan(self._step, tuple([job.row for job in jobs]))
 
+    def masks(self, plan: Plan) -> Masks | None:
+        """The masks of a plan's draws and which draws they are for, see MaskWriter.write. May run in another thread
+        until the plan is committed, while nothing else is asked of this object."""
+        return self._mask_writer.write(self._planned[plan.step])
+
     def commit(self, plan: Plan, result: Result) -> list[Event]:
         """Take in what came of a plan. Rows of requests cancelled meanwhile are ignored."""
         events: list[Event] = []
         computed = 0
         for job, drawn in zip(self._planned.pop(plan.step), result.rows, strict=True):
             request, row = job.request, job.row
-            tokens = len(row.ids)
-            computed += tokens
+            tokens = len(row.ids) - row.draft  # guesses count when they have come true
+            computed += len(row.ids)
             if request.lease is None:
                 continue
             request.spend.computed += tokens
-            if job.option >= 0:
-                self._scored(request, job.option, drawn, events)
+            if job.twig >= 0:
+                self._scored(request, job.twig, drawn, events)
                 continue
             request.computed = row.start + tokens
             if drawn.known and request.answer is not None:
                 request.answer.prompt_scores += drawn.known
             if row.shape is not None:
+                self._totals["drafted_tokens"] += row.draft
                 self._drawn(request, drawn, events)
         self._totals["computed_tokens"] += computed
         return events
@@ -123,27 +156,37 @@ class Scheduler:
     def _drawn(self, request: Request, drawn: Drawn, events: list[Event]) -> None:
         answer = request.answer
         assert answer is not None
-        if drawn.fault:
+        answer.draft = []
+        for n, token in enumerate(drawn.tokens):
+            if n:  # the guess before it came true, and its KV is there
+                request.computed += 1
+                request.spend.computed += 1
+                answer.forced += 1
+                self._totals["accepted_tokens"] += 1
+            request.known.append(token)
+            ending = answer.take(token, drawn.scores[n] if drawn.scores else None)
+            if ending is not None:
+                events.append(self._finish(request, ending))
+                return
+        broken = answer.matcher.error if answer.matcher is not None else ""
+        if drawn.fault or broken:
             self._retire(request.id)
-            events.append(Failed(request.id, "no_token", drawn.fault))
+            code = "no_token" if answer.matcher is None else "grammar_error"
+            events.append(Failed(request.id, code, broken or drawn.fault))
             return
-        request.known.append(drawn.token)
-        answer.take(drawn.token, drawn.score)
-        ending = answer.stops.feed(drawn.token)
-        if ending is not None:
-            events.append(self._finish(request, ending))
-        elif answer.submit.stream and (news := answer.news()) is not None:
+        answer.propose(request.known)
+        if answer.submit.stream and (news := answer.news()) is not None:
             events.append(news)
 
-    def _scored(self, request: Request, option: int, drawn: Drawn, events: list[Event]) -> None:
+    def _scored(self, request: Request, twig: int, drawn: Drawn, events: list[Event]) -> None:
         options = request.options
         assert options is not None
-        options.results[option] = drawn.known
-        self._cache.release(options.leases.pop(option))
-        if not options.complete:
+        for free in options.progress.done(twig, drawn.known):
+            self._cache.release(options.leases.pop(free))
+        if not options.progress.complete:
             return
         group = options.group
-        group.columns[options.column] = [options.results[n] for n in range(len(group.options))]
+        group.columns[options.column] = options.progress.options()
         if all(group.columns):
             self._retire(request.id)
             events.append(group.scored())
@@ -155,8 +198,7 @@ class Scheduler:
         answer = request.answer
         assert answer is not None
         self._retire(request.id)
-        usage = request.spend.usage()
-        return answer.finished(ending.reason, ending.matched, ending.length, ending.kept, usage)
+        return answer.finished(ending, request.spend.usage())
 
     def _retire(self, number: int) -> None:
         requests = self._live.pop(number)
@@ -170,6 +212,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
+        """Nothing can be computed; requests may still wait for their grammars."""
         return not self._live
 
     @property
@@ -178,7 +221,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return len(self._planner.queue)
+        return len(self._planner.queue) + len(self._compiling)
 
     def stats(self) -> dict[str, float | int | str]:
         """Counters since the start, and what is held now. hit_rate: reused of the prompt tokens of ended requests."""
@@ -215,4 +258,5 @@ class Scheduler:
         assert leases == held, f"the cache has {held} leases, running requests hold {leases}"
         waiting = [request for requests in self._live.values() for request in requests if request.lease is None]
         assert all(request in self._planner.queue for request in waiting), "a live request neither runs nor waits"
-        assert len(waiting) == self.waiting, f"{self.waiting} requests are queued, {len(waiting)} of them live"
+        queued = len(self._planner.queue)
+        assert len(waiting) == queued, f"{queued} requests are queued, {len(waiting)} of them live"

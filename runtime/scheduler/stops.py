@@ -118,6 +118,10 @@ class StopMatcher:
     def tokens(self) -> int:
         return len(self._ends)
 
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes of the answer's first `tokens` tokens."""
+        return self._ends[tokens - 1] if tokens else 0
+
     def feed(self, token: int) -> Ending | None:
         """Take the next token of the answer; says how the answer ends when it ends with it."""
         stops, count = self._stops, len(self._ends) + 1

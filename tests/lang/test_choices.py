@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,3 +73,18 @@ def test_unusable_scores_are_refused(
 ) -> None:
     with pytest.raises(ValueError):
         decide(method, options, unconditional)
+
+
+def test_exact_gives_the_probability_of_each_option_out_of_all() -> None:
+    index, scores = decide("exact", [[-1.0, -2.0], [-0.5]], ends=[-0.1, -4.0])
+    weights = [math.exp(-3.1), math.exp(-4.5)]
+    assert index == 0
+    assert [math.exp(score) for score in scores] == pytest.approx([weight / sum(weights) for weight in weights])
+
+
+def test_exact_does_not_prefer_an_option_that_only_begins_another() -> None:
+    """After "cat" the model nearly always goes on to "category"."""
+    cat, category = [-0.1], [-0.1, -0.05]
+    assert decide("token_length_normalized", [cat, category])[0] == 1
+    assert decide("exact", [cat, category])[0] == 0, "without knowing where it ends, the shorter one is likelier"
+    assert decide("exact", [cat, category], ends=[math.log(0.05), 0.0])[0] == 1

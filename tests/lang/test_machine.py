@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from branchwork.lang.constraint import Capture, Maybe, Regex, Repeat, Sequence, capture_names
 from branchwork.lang.ir import (
     Fork,
     Gen,
@@ -28,6 +29,7 @@ from branchwork.lang.params import SamplingParams
 from branchwork.lang.protocol import ChatFrames, Frame
 from branchwork.lang.transcript import NodeFailed
 
+TURN = Sequence((Capture("a", Regex("a")), Maybe(Capture("b", Regex("b"))), Repeat(Capture("c", Regex("c")))))
 CHATML = ChatFrames(
     roles={r: Frame(f"<|{r}|>", "<|end|>") for r in ("system", "user", "assistant")},
     start="<s>",
@@ -288,6 +290,61 @@ def test_closing_fails_everything_and_later_nodes_too() -> None:
     assert program.idle
 
 
+def test_captures_are_variables_and_those_left_out_are_none_or_no_texts() -> None:
+    program = Program()
+    program.feed(0, [Laid(0, Gen("whole", constraint=TURN)), Laid(1, Ref(0, "a")), Laid(2, Ref(0, "b"))])
+    (call,) = calls(program.advance())
+    assert call.constraint == TURN
+    program.reply(call.id, Reply(("text",), captures={"a": "A", "unknown": "U"}))
+    captures = {"a": "A", "b": None, "c": []}
+    assert NodeDone(0, 0, ("text",), (), captures) in program.advance()
+    assert program.branch(0).variables == captures | {"whole": "text"}
+    assert program.branch(0).text == "textA"
+
+
+def test_captures_of_several_samples_are_lists() -> None:
+    program = Program()
+    program.feed(0, [Laid(0, Gen(params=SamplingParams(n=2), constraint=TURN))])
+    (call,) = calls(program.advance())
+    program.capture(call.id, "a", "A")
+    assert not program.settled(0, "a")
+    program.reply(call.id, Reply(("p", "q"), captures={"a": ["A", "AA"], "c": [None, ["C"]]}))
+    program.advance()
+    assert program.branch(0).variables == {"a": ["A", "AA"], "b": [None, None], "c": [[], ["C"]]}
+
+
+def test_a_capture_is_settled_before_its_node() -> None:
+    program = Program()
+    program.feed(0, [Laid(0, Fork((1,))), Laid(1, Gen("whole", constraint=TURN)), Laid(2, Text("!"))])
+    program.feed(1, [Laid(3, Ref(0, "b")), Laid(4, Ref(0, "whole"))])
+    (call,) = calls(program.advance())
+    program.capture(call.id, "b", "B")
+    program.capture(call.id, "nothing", "N")
+    program.advance()
+    assert program.settled(1, "b") and not program.settled(1, "whole") and not program.settled(1)
+    assert (program.value(1, "b"), program.branch(1).text, program.branch(0).text) == ("B", "B", "")
+    program.reply(call.id, Reply(("text",), captures={"a": "A", "b": "B"}))
+    program.advance()
+    assert (program.branch(1).text, program.branch(0).text) == ("Btext", "text!")
+    program.capture(call.id, "b", "late")
+    assert program.value(1, "b") == "B"
+
+
+def test_a_settled_capture_outlives_the_failure_of_its_node() -> None:
+    program = Program()
+    program.feed(0, [Laid(0, Fork((1,))), Laid(1, Gen(constraint=TURN))])
+    program.feed(1, [Laid(2, Text("x")), Laid(3, Ref(0, "a")), Laid(4, Ref(0, "b"))])
+    (call,) = calls(program.advance())
+    program.capture(call.id, "a", "A")
+    program.fail(call.id, "boom", "")
+    assert {node: failure.code for node, failure in failures(program.advance()).items()} == {
+        1: "boom",
+        4: "branch_failed",
+    }
+    assert (program.value(1, "a"), program.branch(1).text) == ("A", "xA")
+    assert isinstance(program.value(1, "b"), NodeFailed)
+
+
 def test_numbers_must_ascend_and_be_used_once() -> None:
     program = Program()
     program.feed(0, [Laid(3, Fork((1,)))])
@@ -324,7 +381,10 @@ class _Author:
         if kind == "t":
             node: Any = Text(f"[{number}]")
         elif kind in "gs":
-            node = Gen(name) if kind == "g" else Select(name, ("p", "q"))
+            if kind == "g" and self.random.random() < 0.3:
+                node = Gen(constraint=Capture(name, Regex("x")))
+            else:
+                node = Gen(name) if kind == "g" else Select(name, ("p", "q"))
             self.names[branch].append(name)
         elif kind == "r":
             other = self.random.choice(self.branches)
@@ -355,6 +415,7 @@ def _execute(author: _Author, seed: int, fail_share: float) -> tuple[dict[int, s
     waiting: list[Call] = []
     failed: dict[int, str] = {}
     finished: set[int] = set()
+    captured: set[int] = set()
     while todo or waiting:
         if todo and (not waiting or rng.random() < 0.5):
             count = rng.randint(1, 4)
@@ -363,10 +424,15 @@ def _execute(author: _Author, seed: int, fail_share: float) -> tuple[dict[int, s
             todo = todo[count:]
         else:
             call = waiting.pop(rng.randrange(len(waiting)))
-            if random.Random(call.node).random() < fail_share:
+            if call.constraint is not None and call.id not in captured:  # some time before the reply, or the failure
+                captured.add(call.id)
+                waiting.append(call)
+                program.capture(call.id, capture_names(call.constraint)[0], f"<{call.node}")
+            elif random.Random(call.node).random() < fail_share:
                 program.fail(call.id, "boom", f"node {call.node}")
             else:
-                program.reply(call.id, Reply((f"<{call.node}>",)))
+                captures = dict.fromkeys(capture_names(call.constraint), f"<{call.node}")
+                program.reply(call.id, Reply((f"<{call.node}>",), captures=captures))
         for output in program.settle():
             if isinstance(output, Call):
                 waiting.append(output)
@@ -404,6 +470,7 @@ def test_whatever_is_fed_every_node_is_finished_and_nothing_raises(data: st.Data
         st.builds(Text, st.just("t")),
         st.builds(Ref, small, name),
         st.builds(Gen, name),
+        st.builds(Gen, name, constraint=st.just(TURN)),
         st.builds(RoleBegin, st.just("user")),
         st.builds(RoleEnd, st.just("user")),
         st.builds(ScopeBegin, name),
@@ -421,7 +488,8 @@ def test_whatever_is_fed_every_node_is_finished_and_nothing_raises(data: st.Data
     while out:
         finished += [o.node for o in out if not isinstance(o, Call)]
         for call in calls(out):
-            program.reply(call.id, Reply(("r",)))
+            program.capture(call.id, "b", "early")
+            program.reply(call.id, Reply(("r",), captures={"a": "A", "z": "nobody's"}))
         out = program.settle()
     assert sorted(finished) == list(range(len(fed)))
     assert program.idle

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import zmq
@@ -18,6 +18,7 @@ import zmq.auth
 import branchwork as bw
 from branchwork.lang import protocol
 from branchwork.lang.backends import link as link_module
+from branchwork.lang.constraint import capture_names
 from branchwork.lang.ir import Text
 from branchwork.lang.machine import Call, NodeDone, Program, Reply
 from branchwork.lang.transcript import NodeFailed
@@ -33,7 +34,10 @@ def welcome(window: int = 64, version: int = protocol.VERSION) -> protocol.Gatew
 
 
 class FakeGateway:
-    """Answers every gen with its prompt in capitals, every select with its first choice; holds them while `held`."""
+    """Answers every gen with its prompt in capitals, every select with its first choice; holds them while `held`.
+
+    The captures of a gen are their names in capitals; they are sent at once.
+    """
 
     def __init__(self, endpoint: str, greet: Greeting | None = None, window: int = 64) -> None:
         self.endpoint, self.window = endpoint, window
@@ -100,15 +104,19 @@ class FakeGateway:
 
     def _pump(self, identity: bytes, number: int) -> None:
         credit = 0
-        for output in self._programs[identity, number].settle():
+        program = self._programs[identity, number]
+        for output in program.settle():
             match output:
                 case Call():
                     self._calls.append((identity, number, output))
+                    for name in capture_names(output.constraint):
+                        program.capture(output.id, name, name.upper())
+                        self._send(identity, protocol.Captured(number, output.branch, output.node, name, name.upper()))
                     continue
-                case NodeDone(branch, node, values, meta) if values:
+                case NodeDone(branch, node, values, meta, captures) if values:
                     for character in values[0] if self._streams[identity, number] else "":
                         self._send(identity, protocol.Delta(number, branch, node, character))
-                    self._send(identity, protocol.Done(number, branch, node, values, meta))
+                    self._send(identity, protocol.Done(number, branch, node, values, meta, captures))
                 case NodeFailed(branch, node, code, why):
                     self._send(identity, protocol.Failed(number, branch, node, code, why))
             credit += 1
@@ -125,7 +133,8 @@ class FakeGateway:
                 program.fail(call.id, "context_length", "5000 tokens, the limit is 100")
             else:
                 value = call.choices[0] if call.kind == "select" else prompt.upper()
-                program.reply(call.id, Reply((value,) * call.params.n, ({"k": 1},) * call.params.n))
+                captures = {name: name.upper() for name in capture_names(call.constraint)}
+                program.reply(call.id, Reply((value,) * call.params.n, ({"k": 1},) * call.params.n, captures))
             self._pump(identity, number)
 
 
@@ -160,6 +169,23 @@ def test_a_program_runs_over_the_socket(gateway: FakeGateway) -> None:
         "B",
     ]
     assert backend.stats() == {"requests": 3}
+    backend.close()
+
+
+def test_a_part_of_a_turn_arrives_before_the_turn(gateway: FakeGateway) -> None:
+    def body(s: bw.ProgramState) -> None:
+        gateway.held.set()
+        s += "a" + bw.turn(bw.gen("x", type=Literal["X"]), bw.optional("-", bw.gen("y", regex="Y")), name="all")
+        assert (s["x"], s["y"]) == ("X", "Y")
+        assert not s.live.machine.idle
+        gateway.held.clear()
+        assert s["all"] == "A"
+
+    backend = bw.connect(gateway.endpoint)
+    state = bw.function(body).run(backend=backend).sync()
+    assert (state["x"], state["y"], state.meta("y")) == ("X", "Y", {"k": 1})
+    (nodes,) = [laid.node for message in gateway.saw(protocol.Nodes) for laid in message.nodes if laid.id == 1]
+    assert (capture_names(nodes.constraint), nodes.readers) == (("x", "y"), {})
     backend.close()
 
 

@@ -54,18 +54,18 @@ def test_scores_are_read_one_place_before_their_token() -> None:
     """Row 1 wants known tokens 2 and 3 of its ids and the one that follows; row 0 draws."""
     rows = (
         Row(0, 5, [50], [0, 1, 2, 3, 4, 5], shape=DRAW),
-        Row(1, 0, [10, 11, 12, 13], [6, 7, 8, 9], score_from=2, score_next=14, score_top=3),
+        Row(1, 0, [10, 11, 12, 13], [6, 7, 8, 9], score_from=2, score_next=(14,), score_top=3),
     )
     step, wanted = Inputs(1, CPU).build(Plan(0, rows))
     assert step.logits_index.tolist() == [0, 2, 3, 4]
     assert wanted.drawing == (0,)
-    assert wanted.known == (Known(1, 12, 3), Known(1, 13, 3), Known(1, 14, 3))
+    assert wanted.known == (Known(1, 12, 3, 0), Known(1, 13, 3, 1), Known(1, 14, 3, 2))
 
 
 def test_a_single_token_prefix_scores_only_what_follows() -> None:
-    step, wanted = Inputs(1, CPU).build(Plan(0, (Row(0, 0, [10], [3], score_from=1, score_next=14),)))
+    step, wanted = Inputs(1, CPU).build(Plan(0, (Row(0, 0, [10], [3], score_from=1, score_next=(14,)),)))
     assert step.logits_index.tolist() == [0]
-    assert wanted.known == (Known(0, 14, 0),)
+    assert wanted.known == (Known(0, 14, 0, 0),)
 
 
 def test_token_zero_has_no_score() -> None:
@@ -95,7 +95,7 @@ def test_page_lists_may_grow_shrink_and_change_between_steps() -> None:
 
 def test_rows_of_one_request_keep_their_own_pages() -> None:
     """The options of a Score share a request number."""
-    rows = tuple(Row(1, 2, [5], [0, 1, 10 + i], score_from=1, score_next=4) for i in range(4))
+    rows = tuple(Row(1, 2, [5], [0, 1, 10 + i], score_from=1, score_next=(4,)) for i in range(4))
     for _ in range(2):
         step, _ = Inputs(1, CPU).build(Plan(0, rows))
         assert step.slots.tolist() == [10, 11, 12, 13]

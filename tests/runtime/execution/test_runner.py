@@ -28,10 +28,10 @@ def log_probabilities(ids: list[int]) -> torch.Tensor:
 
 
 def test_known_tokens_are_scored_beside_a_draw() -> None:
-    row = Row(0, 0, IDS, list(range(8)), shape=GREEDY, position=8, score_from=3, score_next=17, score_top=2)
+    row = Row(0, 0, IDS, list(range(8)), shape=GREEDY, position=8, score_from=3, score_next=(17,), score_top=2)
     (drawn,) = make_runner().launch(Plan(4, (row,))).collect().rows
     expected = log_probabilities(IDS)
-    assert drawn.token == expected[-1].argmax().item()
+    assert drawn.tokens[0] == expected[-1].argmax().item()
     tokens = [*IDS[3:], 17]
     assert [score.id for score in drawn.known] == tokens
     assert [score.logprob for score in drawn.known] == pytest.approx(
@@ -44,13 +44,13 @@ def test_scores_wanted_in_different_depths_come_back_to_their_rows(monkeypatch: 
     """Computed in small parts that cut through rows."""
     monkeypatch.setattr(runner_module, "SCORES_AT_ONCE", 3)
     rows = tuple(
-        Row(r, 0, IDS[: 2 + r], list(range(8 * r, 8 * r + 2 + r)), score_from=1, score_next=40 + r, score_top=r % 2)
+        Row(r, 0, IDS[: 2 + r], list(range(8 * r, 8 * r + 2 + r)), score_from=1, score_next=(40 + r,), score_top=r % 2)
         for r in range(5)
     )
     result = make_runner().launch(Plan(0, rows)).collect()
     expected = log_probabilities(IDS)
     for r, drawn in enumerate(result.rows):
-        assert drawn.token == -1
+        assert drawn.tokens == ()
         assert [score.id for score in drawn.known] == [*IDS[1 : 2 + r], 40 + r]
         assert all(len(score.top) == r % 2 for score in drawn.known)
         assert drawn.known[0].logprob == pytest.approx(expected[0, IDS[1]].item(), abs=1e-4)
@@ -61,7 +61,7 @@ def test_rows_that_only_fill_the_cache_bring_nothing() -> None:
     assert runner.launch(Plan(0, (Row(0, 0, IDS, [3, 9]),))).collect().rows == (Drawn(),)
     row = Row(0, 8, [31], [3, 9, 2], shape=GREEDY, position=9)
     expected = log_probabilities([*IDS, 31])[-1].argmax().item()
-    assert runner.launch(Plan(1, (row,))).collect().rows[0].token == expected
+    assert runner.launch(Plan(1, (row,))).collect().rows[0].tokens[0] == expected
 
 
 def test_masks_reach_the_rows_that_draw() -> None:
@@ -74,10 +74,44 @@ def test_masks_reach_the_rows_that_draw() -> None:
     only_40 = torch.zeros(1, 10, dtype=torch.int32)
     only_40[0, 40 // 32] = 1 << (40 % 32)
     everything = torch.full((1, 10), -1, dtype=torch.int32)
-    expected = [log_probabilities([5])[-1].argmax().item(), -1, 40]
+    expected = [(log_probabilities([5])[-1].argmax().item(),), (), (40,)]
     for masks, masked in ((torch.cat((everything, only_40)), None), (only_40, [1])):
         result = make_runner().launch(Plan(0, rows)).collect(masks, masked)
-        assert [drawn.token for drawn in result.rows] == expected
+        assert [drawn.tokens for drawn in result.rows] == expected
+
+
+def test_guesses_that_come_true_are_kept_and_nothing_after_the_first_that_does_not() -> None:
+    """A drafted row gives the tokens, and the scores, of drawing one by one."""
+
+    def step(ids: list[int], draft: int, number: int) -> Drawn:
+        known = len(ids) - draft
+        row = Row(0, 0, ids, list(range(12)), GREEDY, position=known, logprobs=0, draft=draft)
+        return make_runner().launch(Plan(number, (row,))).collect().rows[0]
+
+    alone: list[Drawn] = []
+    for n in range(4):
+        alone.append(step([*IDS[:4], *(token for one in alone for token in one.tokens)], 0, n))
+    tokens = [one.tokens[0] for one in alone]
+    wrong = (tokens[2] + 1) % 300
+    for guesses, right in (([], 1), (tokens[:1], 2), (tokens[:3], 4), ([*tokens[:2], wrong], 3), ([wrong], 1)):
+        drawn = step([*IDS[:4], *guesses], len(guesses), 9)
+        assert list(drawn.tokens) == tokens[:right]
+        scores = [one.scores[0].logprob for one in alone[:right]]
+        assert [score.logprob for score in drawn.scores] == pytest.approx(scores, abs=1e-4)
+
+
+def test_a_draft_that_the_mask_allows_alone_always_comes_true() -> None:
+    guesses = [17, 40, 3]
+    masks = torch.zeros(4, 10, dtype=torch.int32)
+    for n, token in enumerate([*guesses, 8]):
+        masks[n, token // 32] = 1 << (token % 32)
+    rows = (
+        Row(0, 0, [5, *guesses], [0, 1, 2, 3], GREEDY, position=1, draft=3),
+        Row(1, 0, [5], [4], GREEDY, position=1),
+    )
+    drafted, free = make_runner().launch(Plan(0, rows)).collect(masks, [0, 1, 2, 3]).rows
+    assert drafted.tokens == (*guesses, 8)
+    assert free.tokens == (log_probabilities([5])[-1].argmax().item(),)
 
 
 def test_more_pages_than_memory_is_refused_with_both_figures() -> None:

@@ -47,7 +47,7 @@ def all_logits(model: Decoder, ids: Sequence[int], page_size: int, chunk: int) -
     pages = shuffled_pages(-(-len(ids) // page_size), seed=1)
     parts = []
     for start, end in chunks(len(ids), chunk):
-        row = Row(0, start, ids[start:end], pages[: -(-end // page_size)], score_from=1, score_next=0)
+        row = Row(0, start, ids[start:end], pages[: -(-end // page_size)], score_from=1, score_next=(0,))
         step, _ = inputs.build(Plan(0, (row,)))
         parts.append(model.forward(step, pool))
     return torch.cat(parts)
@@ -107,7 +107,7 @@ def test_rows_may_read_pages_that_another_row_of_the_same_step_writes() -> None:
     shared, tail = [7, 3, 9, 1], [5, 11]
     first = Row(0, 0, ids[:16], shared)
     second = Row(1, 16, ids[16:], [*shared, *tail], shape=GREEDY, position=24)
-    together = runner.launch(Plan(0, (first, second))).collect().rows[1].token
+    together = runner.launch(Plan(0, (first, second))).collect().rows[1].tokens[0]
     assert together == expected_logits("qwen2", ids)[-1].argmax().item()
 
 
@@ -153,8 +153,8 @@ def generate(runner: Runner, prompts: list[list[int]], count: int, page_size: in
         result = runner.launch(Plan(step, tuple(rows))).collect()
         assert result.step == step
         for row, drawn in zip(rows, result.rows):
-            assert (drawn.token >= 0) == (row.shape is not None)
-            if drawn.token >= 0:
-                known[row.request].append(drawn.token)
+            assert bool(drawn.tokens) == (row.shape is not None)
+            if drawn.tokens:
+                known[row.request].append(drawn.tokens[0])
         step += 1
     return [ids[len(own) :] for ids, own in zip(known, prompts)]

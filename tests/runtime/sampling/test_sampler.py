@@ -10,8 +10,8 @@ from branchwork import kernels
 from branchwork.kernels.cpu import native
 from branchwork.kernels.cpu import sample as cpu_sample
 from branchwork.kernels.reference import sample as reference
-from branchwork.runtime.plan import Drawn, Row
-from branchwork.runtime.sampling.sampler import Sampler
+from branchwork.runtime.plan import Row
+from branchwork.runtime.sampling.sampler import Draw, Sampler
 from branchwork.runtime.wire import Shape
 
 LOGITS = [1.0, 3.0, 2.5, -1.0, 0.0, 2.0, 1.5, -3.0]
@@ -221,7 +221,7 @@ def test_a_row_without_a_token_says_why_and_the_others_keep_theirs() -> None:
     logits[1, 2] = torch.nan
     rows = [row(request=70, temperature=0.0), row(request=71, logprobs=1), row(request=72)]
     good, infinite, masked = Sampler(VOCAB).draw(logits, rows, np.zeros((1, 1), dtype=np.int32), [2])
-    assert good == Drawn(1)
+    assert good == Draw(1)
     assert (infinite.token, masked.token) == (-1, -1)
     assert "NaN" in infinite.fault and "mask" in masked.fault
 

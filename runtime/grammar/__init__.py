@@ -1,0 +1,1 @@
+"""Constrained decoding: constraints become grammars, grammars start matchers, matchers fill masks. Never torch."""

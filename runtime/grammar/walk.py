@@ -1,0 +1,182 @@
+"""Which tokens may follow a state of a byte automaton: native where the library was built, else with numpy.
+
+Knows: flat tries, transition tables, mask words, a budget of bytes. Must not know: grammars, end tokens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.machinery
+import threading
+from collections import OrderedDict
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from branchwork.runtime.grammar.trie import Trie
+
+Mask = NDArray[np.int32]
+
+
+def _open() -> ctypes.CDLL | None:
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        place = Path(__file__).with_name("_walk" + suffix)
+        if place.exists():
+            library = ctypes.CDLL(str(place))
+            pointer, number = ctypes.c_void_p, ctypes.c_int32
+            library.bw_mask.argtypes = [pointer, number, pointer, number, pointer, pointer]
+            library.bw_mask.restype = None
+            library.bw_first_extension.argtypes = [*[pointer, number] * 2, pointer, ctypes.c_char_p, number, number]
+            library.bw_first_extension.restype = number
+            return library
+    return None
+
+
+_LIBRARY = _open()
+available = _LIBRARY is not None  # whether walks are native
+
+
+class Walker:
+    """One automaton beside one vocabulary. Safe for several threads. native: False for the numpy walk."""
+
+    def __init__(self, transitions: NDArray[np.int32], trie: Trie, words: int, native: bool = available) -> None:
+        self.transitions, self.trie, self.words = transitions, trie, words
+        self.library = _LIBRARY if native else None
+
+    def mask(self, state: int) -> Mask:
+        """The tokens that may follow, a new array."""
+        if self.library is None:
+            return self._mask(state)
+        mask = np.zeros(self.words, np.int32)
+        path = np.empty(self.trie.longest + 1, np.int32)
+        nodes, table = self.trie.nodes, self.transitions
+        self.library.bw_mask(
+            table.ctypes.data, state, nodes.ctypes.data, len(nodes), path.ctypes.data, mask.ctypes.data
+        )
+        for token, twin in self.trie.twins.tolist():
+            if mask[token >> 5] >> (token & 31) & 1:
+                mask.view(np.uint32)[twin >> 5] |= np.uint32(1 << (twin & 31))
+        return mask
+
+    def first_extension(self, run: bytes, state: int) -> int:
+        """The smallest i such that a token properly extends run[i:] and its rest may follow `state`, which is that
+        behind the run; len(run) when there is none."""
+        if self.library is None:
+            return self._first_extension(run, state)
+        path = np.empty(self.trie.longest + 1, np.int32)
+        nodes, table = self.trie.nodes, self.transitions
+        found: int = self.library.bw_first_extension(
+            table.ctypes.data,
+            state,
+            nodes.ctypes.data,
+            len(nodes),
+            path.ctypes.data,
+            run,
+            len(run),
+            self.trie.longest,
+        )
+        return found
+
+    # --- the same without the library: all nodes of one depth at a time
+
+    def _mask(self, state: int) -> Mask:
+        bits = np.zeros(self.words * 32, bool)
+        bits[self._tokens(np.array([-1]), np.array([state]))] = True
+        twins = self.trie.twins
+        bits[twins[:, 1]] = bits[twins[:, 0]]
+        return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
+
+    def _tokens(self, above: NDArray[np.int64], states: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Tokens below nodes `above` (-1: the root) that may be read from their states."""
+        first, order = self.trie.children
+        byte, token = self.trie.nodes["byte"], self.trie.nodes["token"]
+        flat, found = self.transitions.reshape(-1), [token[:0]]
+        while len(above):
+            begin = first[above + 1]
+            sizes = first[above + 2] - begin
+            before = np.cumsum(sizes) - sizes
+            nodes = order[np.repeat(begin - before, sizes) + np.arange(int(sizes.sum()))]
+            states = flat[np.repeat(states, sizes) * np.int64(256) + byte[nodes]]
+            alive = states >= 0
+            above, states = nodes[alive], states[alive]
+            here = token[above]
+            found.append(here[here >= 0])
+        return np.concatenate(found)
+
+    def _first_extension(self, run: bytes, state: int) -> int:
+        for i in range(max(0, len(run) - self.trie.longest + 1), len(run)):
+            first, behind = self.trie.find(run[i:])
+            if behind > first and len(self._tokens(np.array([first - 1]), np.array([state]))):
+                return i
+        return len(run)
+
+
+class Masks:
+    """Masks by (client, state), the least recently used ones dropped past `budget` bytes; equal ones are stored once."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.held = budget, 0
+        self._digests: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._stored: dict[bytes, tuple[Mask, list[int]]] = {}  # by digest; the list holds the count of users
+        self._lock = threading.Lock()
+        self._clients = count()
+
+    def client(self) -> Client:
+        return Client(self, next(self._clients))
+
+    def get(self, key: tuple[int, int]) -> Mask | None:
+        with self._lock:
+            digest = self._digests.get(key)
+            if digest is None:
+                return None
+            self._digests.move_to_end(key)
+            return self._stored[digest][0]
+
+    def put(self, key: tuple[int, int], mask: Mask) -> Mask:
+        """Keep a mask; returns the stored one that equals it."""
+        digest = hashlib.blake2b(mask.tobytes(), digest_size=16).digest()
+        with self._lock:
+            if key not in self._digests:
+                if digest not in self._stored:
+                    self._stored[digest] = (mask, [0])
+                    self.held += mask.nbytes
+                self._digests[key] = digest
+                self._stored[digest][1][0] += 1
+            kept = self._stored[digest][0]
+            while self.held > self.budget and len(self._digests) > 1:
+                self._drop(self._digests.popitem(last=False)[1])
+        return kept
+
+    def forget(self, client: int) -> None:
+        with self._lock:
+            for key in [key for key in self._digests if key[0] == client]:
+                self._drop(self._digests.pop(key))
+
+    def _drop(self, digest: bytes) -> None:
+        mask, users = self._stored[digest]
+        users[0] -= 1
+        if users[0] == 0:
+            del self._stored[digest]
+            self.held -= mask.nbytes
+
+
+class Client:
+    """One grammar's view of the store; what it kept goes when it goes."""
+
+    def __init__(self, masks: Masks, number: int) -> None:
+        self._masks, self._number = masks, number
+
+    def get(self, state: int) -> Mask | None:
+        return self._masks.get((self._number, state))
+
+    def put(self, state: int, mask: Mask) -> Mask:
+        return self._masks.put((self._number, state), mask)
+
+    def __del__(self) -> None:
+        self._masks.forget(self._number)
+
+
+MASKS = Masks(64 << 20)  # of all grammars of the process; compile() may set its budget

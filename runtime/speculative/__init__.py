@@ -1,0 +1,1 @@
+"""Drafts: guesses at the next tokens, and what becomes of them."""
