@@ -27,7 +27,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and pinned: a plain resolver run would fetch gigabytes of GPU packages that a CPU does not need
-$(INSTALLED): $(VENV)/bin/python pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c)
+$(INSTALLED): $(VENV)/bin/python pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c runtime/grammar/*.c)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

@@ -199,7 +199,7 @@ def _dtype(kind: Any) -> Asked:
     kind = _DTYPES.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in _DTYPES.values():
         raise TypeError(f"dtype takes int, float, bool or str, got {kind!r}; type= takes many more")
-    return Asked(Regex(QUOTED)) if kind is str else _type(kind)
+    return Asked(Regex(QUOTED) if kind is str else _type(kind).constraint)  # the value is text, as in SGLang
 
 
 _WAYS: dict[str, Callable[[Any], Asked]] = {

@@ -154,8 +154,8 @@ def _select(name: str | None, options: tuple[str, ...], method: str) -> Select:
 
 
 def gen_int(name: str | None = None, **knobs: Any) -> Gen | Select:
-    """gen(name, type=int, ...)"""
-    return gen(name, type=int, **knobs)
+    """gen(name, dtype=int, ...): the text of an integer; type=int makes an int of it."""
+    return gen(name, dtype=int, **knobs)
 
 
 def gen_string(name: str | None = None, **knobs: Any) -> Gen | Select:

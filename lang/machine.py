@@ -14,55 +14,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from branchwork.lang import ir
-from branchwork.lang.constraint import Constraint, capture_names, listed_captures
+from branchwork.lang.calls import Call, NodeDone, Reply, complete
+from branchwork.lang.constraint import capture_names
 from branchwork.lang.ir import Laid
 from branchwork.lang.lineage import Lineage, Track
 from branchwork.lang.params import SamplingParams
 from branchwork.lang.protocol import ChatFrames
 from branchwork.lang.transcript import Branch, NodeFailed, Refusal, Value
 
-
-class Call(msgspec.Struct, frozen=True):
-    """Work for the executor: continue the segments of `branch`. kind is gen (params set) or select (choices set).
-
-    constraint: what the text of a gen must obey; its captures are to be reported with the reply.
-    """
-
-    id: int
-    branch: int
-    node: int
-    kind: str
-    name: str | None = None
-    params: SamplingParams = SamplingParams()
-    choices: tuple[str, ...] = ()
-    method: str = ""
-    constraint: Constraint | None = None
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What came of a call: one text and one meta dict per sample (a select has one sample, the chosen text).
-
-    captures: by name the text of a capture, a list of texts for one inside a Repeat; with n > 1 a list of those, one
-    per sample. A capture that was left out is None or missing.
-    """
-
-    values: tuple[str, ...]
-    meta: tuple[dict[str, Any], ...] = ()
-    captures: dict[str, Any] = {}
-
-
-class NodeDone(msgspec.Struct, frozen=True):
-    """A node has been executed. values, meta and captures are given for Gen and Select only."""
-
-    branch: int
-    node: int
-    values: tuple[str, ...] = ()
-    meta: tuple[dict[str, Any], ...] = ()
-    captures: dict[str, Any] = {}
-
+__all__ = ["Call", "NodeDone", "Output", "Program", "Reply"]
 
 Output = Call | NodeDone | NodeFailed
 WHOLE = frozenset({"cancelled", "closed", "runtime_lost"})  # codes that every node of a stopped branch carries itself
@@ -176,7 +137,7 @@ class Program:
         track = self._tracks[made.branch]
         track.call = None
         track.branch.append(reply.values[0], made.kind, made.node)
-        captures = _complete(made, reply.captures)
+        captures = complete(made, reply.captures)
         for name, value in captures.items():
             self._define(track, made.node, name, value)
         self._define(track, made.node, made.name, reply.values[0] if made.params.n == 1 else list(reply.values))
@@ -421,16 +382,3 @@ class Program:
         if branch in self._starved:
             return "no_such_branch", f"node {track.queue[0].id} joins a branch that was never forked"
         return "deadlock", f"branch {branch} waits in a circle of branches that wait for each other; nothing can run"
-
-
-def _complete(call: Call, captures: dict[str, Any]) -> dict[str, Any]:
-    """The captures of a call by name, those that were left out too: None, or no texts for one inside a Repeat."""
-    if call.constraint is None:
-        return {}
-    listed, samples = listed_captures(call.constraint), call.params.n
-    complete: dict[str, Any] = {}
-    for name in capture_names(call.constraint):
-        values = [captures.get(name)] if samples == 1 else captures.get(name) or [None] * samples
-        values = [[] if value is None and name in listed else value for value in values]
-        complete[name] = values[0] if samples == 1 else values
-    return complete

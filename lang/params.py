@@ -22,8 +22,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     n: samples of one prompt. ignore_eos: the model's end token does not end the answer.
     logprobs: None for none, k >= 0 for the chosen token's log-probability and the k most likely ones.
     prompt_logprobs: the same for prompt tokens, from token index logprob_start on (0 is the first token).
-    jump_forward: what becomes of text that a constraint forces. "exact": it is proposed to the model and verified, so
-    the answer's ids are those of "off", where every token is drawn; "on": it is appended unasked.
+    jump_forward: what becomes of text that a constraint forces. "on": it is appended unasked, as canonical tokens;
+    "exact": it is proposed to the model and verified, so the ids are those of "off", where every token is drawn.
     """
 
     max_tokens: int = 128
@@ -44,7 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logprob_start: int = 0
-    jump_forward: str = "exact"
+    jump_forward: str = "on"
 
 
 KNOBS = frozenset(SamplingParams.__struct_fields__)

@@ -66,7 +66,7 @@ class Many(Node, frozen=True, tag="many"):
 
 
 class Look(Node, frozen=True, tag="look"):
-    """Zero-width: all that follows, up to the end of the innermost Scope, is (or, negative, is not) a text of `rest`."""
+    """Zero-width: what follows, up to the end of the innermost Scope, is (negative: is not) a text of `rest`."""
 
     rest: Tree
     negative: bool
@@ -208,15 +208,17 @@ class _Reader:
     def sequence(self, items: list[Any], flags: int, first: bool, last: bool, inside: bool = False) -> Tree:
         """inside: in a look-ahead, so that an end anchor becomes the text that it lets follow."""
         parts: list[Tree] = []
+        tail = max((i for i, item in enumerate(items) if item[0] is not sre.AT), default=0)
+        at_first = first
         for i, (op, argument) in enumerate(items):
-            at_first = first and all(before[0] in _ZERO_WIDTH for before in items[:i])
-            at_last = last and all(after[0] is sre.AT for after in items[i + 1 :])
+            at_last = last and i >= tail
             if op is sre.AT:
                 parts.append(self._anchor(argument, flags, at_first, at_last, inside))
             elif op is _POSSESSIVE or op is _ATOMIC:
-                parts.append(self._atomic(op, argument, flags, items[i + 1 :], last))
+                parts.append(self._atomic(op, argument, flags, items[i + 1 : i + 2], last))
             else:
                 parts.append(self._one(op, argument, flags, at_first, at_last, inside))
+            at_first = at_first and op in _ZERO_WIDTH
         return concat(parts)
 
     def _one(self, op: Any, argument: Any, flags: int, first: bool, last: bool, inside: bool) -> Tree:
@@ -301,7 +303,7 @@ class _Reader:
             if not after:
                 fixed = last
             elif after[0][0] in (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY):
-                following = self._chars(*after[0], flags)
+                following = self._chars(after[0][0], after[0][1], flags)
                 fixed = disjoint(_ranges(part.part), _ranges(following))
         if not fixed:
             raise self._unsupported(name, "what it forbids depends on the order of matching: use a plain one")
@@ -359,7 +361,7 @@ def _position(pattern: str, construct: str) -> int:
     mark = _MARKS.get(construct)
     if mark is None:
         return -1
-    scan = rf"(?P<it>{mark})|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|."
+    scan = rf"(?P<it>{mark})|\\.|\(\?#[^)]*\)|\[\^?\]?(?:\\.|[^\]\\])*\]|."
     return next((found.start() for found in re.finditer(scan, pattern, re.DOTALL) if found["it"] is not None), -1)
 
 

@@ -50,7 +50,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     priority: int = 0  # higher first
     stream: bool = False  # send Tokens as they come; otherwise everything is in Finished
     constraint: Constraint | None = None  # what the whole answer must look like
-    jump: str = "exact"  # forced text: exact (proposed, the model decides) | on (appended unasked) | off
+    jump: str = "on"  # forced text: on (appended unasked) | exact (proposed, the model decides) | off
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):

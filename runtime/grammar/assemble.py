@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import re
 import time
+from typing import Any
 
 import msgspec
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from branchwork.lang.constraint import (
     Capture,
@@ -31,8 +31,9 @@ from branchwork.lang.constraint import (
     Unsupported,
 )
 from branchwork.runtime.grammar.dialects import to_lark
+from branchwork.runtime.grammar.emptiness import ask, slashed, swallows
 from branchwork.runtime.grammar.frontend import regular, tree_of
-from branchwork.runtime.grammar.schema import first_bytes, normalise, parse
+from branchwork.runtime.grammar.schema import Normal, first_bytes, normalise, parse
 from branchwork.runtime.grammar.tags import tagged
 
 _NO_LIMIT = 10**9
@@ -40,8 +41,8 @@ _GREEDY = "text before {what} is read as far as it can: text that could also be 
 ANY_BYTE = r"(?s:.)"
 
 
-_LIMIT_WORDS = re.compile(r"fuel|too (many|big|large|complex|deep)|limit|exceed", re.IGNORECASE)
-_UNSUPPORTED_WORDS = re.compile(r"unimplemented|not supported|unsupported|look-?around|cannot|priorit|template", re.IGNORECASE)
+_LIMIT_WORDS = re.compile(r"fuel|too (many|big|large|complex|deep)|limit|exceed", re.I)
+_UNSUPPORTED_WORDS = re.compile(r"unimplemented|supported|look-?around|cannot|priorit|template", re.I)
 _PLACE = re.compile(r"(?m)^(?:at )?(\d+)\((\d+)\): ")
 
 
@@ -129,6 +130,18 @@ def _plain(constraint: Constraint) -> Constraint:
     return constraint
 
 
+def _leniently(schema: Any, options: dict[str, Any], fault: str) -> tuple[Normal, str]:
+    """The schema as it was written, by llguidance's own lights: it says what it leaves out."""
+    if not isinstance(schema, dict):
+        raise refusal(fault)
+    body = json.dumps({**schema, "x-guidance": {**options, "lenient": True}})
+    matcher = ask(f"start: %json {body}\n")
+    if matcher.is_error():
+        raise refusal(fault)
+    warnings = tuple(f"llguidance: {warning}" for warning in matcher.get_grammar_warnings())
+    return Normal(schema, ("the schema is enforced in part", *warnings), True), body
+
+
 class _Builder:
     """Collects rules while expressions are written down."""
 
@@ -140,6 +153,7 @@ class _Builder:
         self.loose = False
         self._strict = strict
         self._terminals: dict[str, str] = {}
+        self._normals: dict[JsonSchema, tuple[Normal, str]] = {}
 
     def expression(self, constraint: Constraint) -> str:
         """What stands for a constraint on the right of a rule; "" for the empty text."""
@@ -151,7 +165,7 @@ class _Builder:
                 return self._json(constraint)
             case Grammar(text=text, syntax=syntax):
                 name, lark = f"user_{len(self.grammars)}", to_lark(text, syntax)
-                if fault := _fault(lark):
+                if fault := str(ask(lark).get_error()):
                     raise refusal(fault, text if syntax == "lark" else "")
                 self.grammars.append({"name": name, "lark_grammar": lark})
                 return f"@{name}"
@@ -184,18 +198,33 @@ class _Builder:
         self.rules.append(f"{name}: {body}")
         return name
 
+    def _normal(self, leaf: JsonSchema) -> tuple[Normal, str]:
+        """The schema that is enforced, and as what stands behind %json."""
+        if leaf not in self._normals:
+            options: dict[str, Any] = {
+                "whitespace_flexible": leaf.whitespace == "flexible",
+                "json_allow_general_unicode_escapes": True,
+            }
+            schema = parse(leaf.schema)
+            normal = normalise(schema)
+            body = json.dumps({"x-guidance": options, **normal.schema})
+            matcher = ask(f"start: %json {body}\n")
+            if matcher.is_error():
+                normal, body = _leniently(schema, options, matcher.get_error())
+            self._normals[leaf] = normal, body
+        return self._normals[leaf]
+
     def _json(self, leaf: JsonSchema) -> str:
-        normal = normalise(parse(leaf.schema))
-        self.notes += normal.approximations
-        self.loose |= normal.loose
+        normal, body = self._normal(leaf)
         if (self._strict or leaf.strict) and normal.approximations:
             raise Unsupported(
                 normal.approximations[0], hint="leave strict out to have it approximated and the text validated"
             )
-        options = {"whitespace_flexible": leaf.whitespace == "flexible", "json_allow_general_unicode_escapes": True}
+        self.notes += normal.approximations
+        self.loose |= normal.loose
         name = f"json_{len(self.leaves)}"
         self.leaves.append(JsonLeaf(name, leaf.schema))
-        self.rules.append(f"{name}[capture]: %json {json.dumps({'x-guidance': options, **normal.schema})}")
+        self.rules.append(f"{name}[capture]: %json {body}")
         return name
 
     def _sequence(self, parts: tuple[Constraint, ...]) -> str:
@@ -220,7 +249,7 @@ class _Builder:
         if after is not None and not all(isinstance(part, Literal) for part in run):
             first, what = ANY_BYTE, "a grammar"
             if isinstance(after, JsonSchema):
-                first, what = first_bytes(after.schema), "a JSON value"
+                first, what = f"[{first_bytes(self._normal(after)[0].schema)}]", "a JSON value"
             if swallows(pattern, first):
                 self.notes.append(_GREEDY.format(what=what))
         return self.terminal(pattern)
@@ -249,55 +278,3 @@ def _quoted(text: str) -> str:
     found = _pattern(Literal(text))
     assert found is not None
     return found
-
-
-def slashed(pattern: str) -> str:
-    """A regular expression between the slashes of a Lark terminal."""
-    out, escaped = "", False
-    for char in pattern:
-        if char == "\n":
-            out += "n" if escaped else r"\n"
-        elif char == "/" and not escaped:
-            out += r"\/"
-        else:
-            out += char
-        escaped = char == "\\" and not escaped
-    return f"/{out}/"
-
-
-class _Bytes:
-    """256 tokens of one byte and an end token: enough to ask llguidance whether a language is empty."""
-
-    eos_token_id, bos_token_id = 256, None
-    tokens = [*(bytes([value]) for value in range(256)), b"<eos>"]
-    special_token_ids = [256]
-
-    def __call__(self, text: bytes) -> list[int]:
-        return list(text)
-
-
-_asking: list[LLTokenizer] = []
-
-
-def _ask(lark: str) -> LLMatcher:
-    if not _asking:
-        _asking.append(LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257))
-    return LLMatcher(_asking[0], lark, log_level=0)
-
-
-def _fault(lark: str) -> str:
-    """What llguidance says against a grammar on its own, so that the place it names is one in the user's text."""
-    return str(_ask(lark).get_error())
-
-
-def nothing_matches(terminal: str) -> bool:
-    """Whether a Lark terminal (patterns between slashes, `&`, `~`) is the empty language. May say no when it is."""
-    asked = _ask(f"start: T\nT: {terminal}\n")
-    return not asked.is_error() and not any(asked.compute_bitmask()[:32]) and not asked.is_accepting()
-
-
-def swallows(pattern: str, first: str) -> bool:
-    """Whether a text of `pattern` can go on with something in `first` and be a text of `pattern` again later."""
-    whole = slashed(f"(?:{pattern})")
-    more = slashed(f"(?:{pattern})(?:{first})(?s:.*)")
-    return not nothing_matches(f"{whole} & {more}")

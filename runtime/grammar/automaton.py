@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -28,7 +29,8 @@ Spans = list[tuple[int, int, int]]  # (first byte, last byte, state)
 
 
 def decode(pattern: str) -> Tree:
-    return msgspec.json.decode(pattern[len(TREE) :], type=Tree)
+    tree: Tree = msgspec.json.decode(pattern[len(TREE) :], type=Tree)
+    return tree
 
 
 class Obligation(NamedTuple):
@@ -258,7 +260,7 @@ def _moves(nfa: Nfa, threads: frozenset[Thread]) -> list[tuple[int, int, list[Th
     lists += [nfa.aheads[one.look].spans[one.state] for _, owed in threads for one in owed]
     cuts = sorted({cut for spans in lists for first, last, _ in spans for cut in (first, last + 1)})
     moves = []
-    for first, behind in zip(cuts, cuts[1:]):
+    for first, behind in pairwise(cuts):
         moved: list[Thread] = []
         for state, owed in threads:
             targets = [target for low, high, target in nfa.bytes[state] if low <= first <= high]

@@ -11,7 +11,8 @@ from collections import OrderedDict
 
 from branchwork.lang.constraint import Constraint
 from branchwork.runtime.grammar.matcher import Grammar
-from branchwork.runtime.grammar.pool import Compiler, Pool
+from branchwork.runtime.grammar.pool import Compiler
+from branchwork.runtime.grammar.processes import Pool
 from branchwork.runtime.grammar.recipe import Options
 from branchwork.runtime.grammar.vocabulary import Vocabulary
 

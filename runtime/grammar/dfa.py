@@ -53,7 +53,13 @@ class Table:
     @cached_property
     def rows(self) -> memoryview:
         """The transitions as a memoryview [state, byte]: single elements come faster out of it than out of an array."""
-        return memoryview(self.transitions)
+        return self.transitions.data
+
+    @cached_property
+    def final(self) -> NDArray[np.bool_]:
+        """States where the text may end and nothing may follow: bool [states]."""
+        ends: NDArray[np.bool_] = self.accepting & (self.transitions < 0).all(1)
+        return ends
 
     @cached_property
     def forced(self) -> NDArray[np.int16]:
@@ -166,7 +172,7 @@ _SENTINEL = 256
 @cache
 def _bytes_as_vocabulary() -> Any:
     """One token per byte, and the end sentinel: U+10FFFF as a single token."""
-    from outlines_core import Vocabulary as Outlines
+    from outlines_core import Vocabulary as Outlines  # type: ignore[import-untyped, unused-ignore]
 
     tokens: dict[str | bytes, list[int]] = {bytes([byte]): [byte] for byte in range(256)}
     tokens["\U0010ffff".encode()] = [_SENTINEL]
@@ -211,11 +217,14 @@ def _compiled(pattern: str, limit: int) -> Table:
 class DfaGrammar:
     """A table read with one vocabulary's tokens."""
 
-    def __init__(self, table: Table, vocabulary: Vocabulary, report: Report | None = None) -> None:
+    def __init__(
+        self, table: Table, vocabulary: Vocabulary, report: Report | None = None, masks: walk.Masks = walk.MASKS
+    ) -> None:
         self.table, self.vocabulary = table, vocabulary
         self.report = report or Report("dfa", states=len(table))
         self.walker = walk.Walker(table.transitions, vocabulary.trie, vocabulary.words)
-        self.masks = walk.MASKS.client()
+        self.masks = masks.client()
+        self.blind: set[int] = set()  # states behind which there is no token, found so far
 
     def start(self) -> DfaMatcher:
         return DfaMatcher(self)
@@ -233,6 +242,8 @@ class DfaGrammar:
             mask = self.walker.mask(state)
             if self.table.accepting[state]:
                 mask |= self.vocabulary.eos_mask
+            if not mask.any():
+                self.blind.add(state)
             mask = self.masks.put(state, mask)
         return mask
 
@@ -268,9 +279,8 @@ class DfaMatcher:
         if state < 0 or self.error:
             row[:] = 0
             return
-        mask = self.grammar.mask(state)
-        row[:words] = mask
-        if not mask.any():
+        row[:words] = self.grammar.mask(state)
+        if state in self.grammar.blind:
             self.error = (
                 "the grammar goes on, but no token of this vocabulary does: it lacks the bytes "
                 f"{self._missing(state)} that would have to come next"
@@ -340,7 +350,7 @@ class DfaMatcher:
     def is_done(self) -> bool:
         if self.at.state < 0:
             return True
-        return self.is_accepting and bool((self.grammar.table.transitions[self.at.state] < 0).all())
+        return not self.error and bool(self.grammar.table.final[self.at.state])
 
     def closed(self) -> list[Closed]:
         return []

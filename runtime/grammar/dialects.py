@@ -298,7 +298,7 @@ def _class(chars: Chars) -> str:
     inside = "".join(
         f"\\x{{{low:x}}}" + (f"-\\x{{{high:x}}}" if high > low else "")
         for low, high in chars.ranges
-        if not (0xD800 <= low and high <= 0xDFFF)
+        if not (low >= 0xD800 and high <= 0xDFFF)
     )
     if not inside:
         return "(?s:.)"

@@ -75,7 +75,7 @@ def regular(constraint: Constraint, limit: int = 3000) -> Regular | None:
     """The constraint as a pattern; None when part of it is not regular (JsonSchema, Grammar, Tagged).
 
     Raises Invalid and Unsupported as `parse` does, Invalid for a Free that nothing ends and for what no text matches,
-    TooBig past MAX_PATTERN. limit: of `size`, up to which a plain list of strings becomes an automaton here at once.
+    TooBig past MAX_PATTERN, and past a size of `limit` where there is look-ahead, which no other engine has.
     """
     check_free(constraint)
     tree = tree_of(constraint)
@@ -86,6 +86,10 @@ def regular(constraint: Constraint, limit: int = 3000) -> Regular | None:
         raise Invalid("no text at all satisfies this constraint")
     size = count(tree)
     if looks(tree):
+        if size > limit:
+            raise TooBig(
+                f"a pattern with look-ahead may have {limit:,} characters with their repeats, this has {size:,}"
+            )
         return Regular(TREE + msgspec.json.encode(tree).decode(), size)
     strings = expand(tree, MAX_STRINGS)
     fsm = of_strings([text.encode() for text in strings]) if strings is not None else None
@@ -110,9 +114,7 @@ def free_regex(free: Free) -> str:
     """A Free's text as a Rust pattern. Raises Unsupported where that takes look-ahead."""
     tree = simplify(_free(free))
     if looks(tree):
-        raise Unsupported(
-            "max_chars beside several-character stops", -1, "use one-character stops or no max_chars here"
-        )
+        raise Unsupported("max_chars with longer stops", -1, "use stops of one character, or no max_chars, here")
     return rust(tree)
 
 
@@ -244,21 +246,21 @@ def check_free(constraint: Constraint, after: tuple[Constraint, ...] = ()) -> No
                 if not beginning.startswith(stop or "\0\0") and not (whole and not beginning):
                     said = " or ".join(map(repr, stop)) if stop else "(it has no stop)"
                     raise Invalid(
-                        f"free text before {beginning!r} would have no certain end: what follows it must begin with one "
-                        f"of its stops, {said}; name the first characters of the next literal as a stop"
+                        f"free text before {beginning!r} would have no certain end: what follows it must begin with "
+                        f"one of its stops, {said}; name the first characters of the next literal as a stop"
                     )
 
 
 def _beginnings(parts: tuple[Constraint, ...], length: int) -> Iterator[tuple[str, bool]]:
     """(beginning of at most `length` characters, whether that is all) of the texts of `parts` in a row."""
-    trees = []
+    trees: list[Tree] = []
     for part in parts:
         tree = tree_of(part)
         if tree is None:
             trees.append(ANY)  # a schema or a grammar: it may begin with anything
             break
         trees.append(tree)
-    found = {"": False}
+    found = {"": True}
     return iter(_extend(concat(trees), found, max(length, 1)).items())
 
 

@@ -210,7 +210,8 @@ class LlgGrammar:
             assembly.loose or bool(unnamed),
             assembly.seconds + time.perf_counter() - began,
         )
-        self._words = len(self._prototype.compute_bitmask()) // 4  # the first mask also warms the lexer
+        self._prototype.compute_bitmask()  # the first mask warms the lexer; it may be a word longer than is wanted below
+        self._words = -(-prepare(vocabulary).vocab_size // 32)
         if self._prototype.is_error():
             raise refusal(self._prototype.get_error(), assembly.text)
         self.ends = vocabulary.eos_mask

@@ -1,6 +1,6 @@
-"""Worker processes that can be killed, and the compiler that an engine's loop asks without ever waiting for it.
+"""The compiler that an engine's loop asks without ever waiting for it.
 
-Knows: deadlines, processes, which stage follows which. Must not know: requests, what a stage does.
+Knows: caches, which stage follows which and its limits. Must not know: requests, what a stage does.
 
     get(constraint) --> in memory? -> Grammar | ConstraintError
                    `--> under way? -> None
@@ -13,15 +13,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -31,8 +25,8 @@ import msgspec
 from branchwork.lang.constraint import Constraint, ConstraintError, TooBig
 from branchwork.runtime.grammar import compiled, store
 from branchwork.runtime.grammar.matcher import Grammar
+from branchwork.runtime.grammar.processes import Died, Late, Outcome, Pool
 from branchwork.runtime.grammar.recipe import (
-    Answer,
     Declined,
     DfaRecipe,
     Fault,
@@ -48,164 +42,11 @@ from branchwork.runtime.grammar.recipe import (
     needs_tables,
 )
 from branchwork.runtime.grammar.vocabulary import Vocabulary
-from branchwork.runtime.grammar.worker import read_frame, write_frame
 
-START_SECONDS = 60.0  # for a worker to import what it needs on a very busy machine
 _ERROR_SECONDS = 30.0  # errors are remembered so long: the same request may come again at once, or be mended later
 _ERROR_BYTES = 1024  # what an error counts in the memory of what was compiled
 
 log = logging.getLogger(__name__)
-
-
-class Died(msgspec.Struct, frozen=True):
-    """The worker ended in the middle of a job. killed: by someone's SIGKILL, not by what it did."""
-
-    how: str
-    killed: bool
-
-
-class Late(msgspec.Struct, frozen=True):
-    """The job was not done in time; its worker was killed."""
-
-    seconds: float
-
-
-class Process:
-    """One worker process and what it has answered."""
-
-    def __init__(self, memory: int) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # its life is the process's
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "branchwork.runtime.grammar.worker", str(memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, **threads},
-        )
-        self.pid = self._process.pid
-        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-        self._decoder = msgspec.msgpack.Decoder(Answer)
-        self._ready = False
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        while (frame := read_frame(self._process.stdout)) is not None:
-            self._answers.put(frame)
-        self._answers.put(None)
-
-    def ask(self, job: bytes, seconds: float) -> Answer | Died | Late:
-        """One job. After Died or Late this process is gone."""
-        assert self._process.stdin is not None
-        try:
-            if not self._ready:
-                if self._answers.get(timeout=START_SECONDS) is None:
-                    return self._died()
-                self._ready = True
-            write_frame(self._process.stdin, job)
-            frame = self._answers.get(timeout=seconds)
-        except BrokenPipeError:
-            return self._died()
-        except queue.Empty:
-            self.end()
-            return Late(seconds if self._ready else START_SECONDS)
-        return self._died() if frame is None else self._decoder.decode(frame)
-
-    def _died(self) -> Died:
-        status = self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode("utf-8", "replace").strip()[-300:]
-        self.end()
-        if status >= 0:
-            return Died(f"with status {status}: {said}", False)
-        return Died(f"by {signal.Signals(-status).name}" + (f": {said}" if said else ""), -status == signal.SIGKILL)
-
-    def kill(self) -> None:
-        """Whoever asks it gets Died."""
-        self._process.kill()
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        self._errors.close()
-
-
-class Pool:
-    """`workers` threads, each with at most one process at a time; processes start when first needed and are replaced
-    when they end. Shared by any number of compilers."""
-
-    def __init__(self, workers: int, memory: int) -> None:
-        self.memory = memory
-        self._idle: list[Process] = []
-        self._busy: set[Process] = set()
-        self._closed = False
-        self._lock = threading.Lock()
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
-
-    def do(self, task: Callable[[], None]) -> None:
-        """Run it in one of the threads; it must not raise. After close() it runs where ask() gives Died."""
-        self._tasks.put(task)
-
-    def ask(self, job: Job, seconds: float) -> Answer | Died | Late:
-        """Within a task: blocks for at most `seconds` of work. A job whose worker was killed from outside is given to
-        another one, once."""
-        data = msgspec.msgpack.encode(job)
-        result = self._ask(data, seconds)
-        if isinstance(result, Died) and result.killed and not self._closed:
-            log.warning("a compile worker was killed; its job is given to another")
-            result = self._ask(data, seconds)
-        return result
-
-    def start(self) -> None:
-        """Start a process now rather than at the first job."""
-        with self._lock:
-            if not self._idle and not self._busy and not self._closed:
-                self._idle.append(Process(self.memory))
-
-    def pids(self) -> list[int]:
-        """Of the processes that are at work now."""
-        with self._lock:
-            return [process.pid for process in self._busy]
-
-    def close(self) -> None:
-        """Kill the processes and end the threads, once they have come through what was asked of them."""
-        with self._lock:
-            self._closed = True
-            for process in (*self._idle, *self._busy):
-                process.kill()
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()
-        for process in self._idle:
-            process.end()
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            task()
-
-    def _ask(self, job: bytes, seconds: float) -> Answer | Died | Late:
-        with self._lock:
-            if self._closed:
-                return Died("with the pool", False)
-            process = self._idle.pop() if self._idle else Process(self.memory)
-            self._busy.add(process)
-        result: Answer | Died | Late | None = None
-        try:
-            result = process.ask(job, seconds)
-        finally:
-            with self._lock:
-                self._busy.discard(process)
-                if result is not None and not isinstance(result, Died | Late):
-                    self._idle.append(process)
-        return result
 
 
 class Compiler:
@@ -358,9 +199,11 @@ class Compiler:
         missed) is not stored."""
         backend = self.options.backend
         recipe: Recipe | None = None
-        why = Declined("a part of it is not regular")
+        why, following = Declined("a part of it is not regular"), None
         if backend in ("auto", "dfa") and may_be_regular(constraint):
-            found = self._stage("dfa", constraint, self.options.dfa_seconds)
+            job = Job("dfa", constraint, self.options, "llguidance" if backend == "auto" else "")
+            first, following = self._pool.ask(job, self.options.dfa_seconds, self.options.seconds if job.then else 0.0)
+            found = self._read(first)
             if isinstance(found, Declined):
                 why = found
             else:
@@ -369,11 +212,11 @@ class Compiler:
         if recipe is None and backend == "dfa":
             raise TooBig(f"the constraint cannot be a DFA: {why.reason}")
         if recipe is None and backend in ("auto", "llguidance"):
-            recipe = self._fallback(constraint)
+            recipe = self._fallback(constraint, following)
         if recipe is None:
             recipe = XgrRecipe("asked for")
         if needs_tables(constraint):
-            leaves = self._pool.ask(Job("leaves", constraint, self.options), self.options.dfa_seconds)
+            leaves, _ = self._pool.ask(Job("leaves", constraint, self.options), self.options.dfa_seconds)
             if isinstance(leaves, LeafTables):
                 recipe = msgspec.structs.replace(recipe, leaves=leaves.tables)
             else:
@@ -382,21 +225,23 @@ class Compiler:
             self._store.put(self._store_name(constraint), msgspec.msgpack.encode(recipe))
         return recipe
 
-    def _fallback(self, constraint: Constraint) -> Recipe:
-        """llguidance's recipe; xgrammar's where it is there and llguidance refuses."""
+    def _fallback(self, constraint: Constraint, found: Outcome | None) -> Recipe:
+        """llguidance's recipe, perhaps `found` already; xgrammar's where it is there and llguidance refuses."""
+        if found is None:
+            found, _ = self._pool.ask(Job("llguidance", constraint, self.options), self.options.seconds)
         try:
-            found = self._stage("llguidance", constraint, self.options.seconds)
+            recipe = self._read(found)
         except ConstraintError as error:
             if self.options.backend == "auto" and compiled.xgrammar_may(constraint, error):
                 return XgrRecipe(str(error))
             raise
-        if isinstance(found, Declined):
-            raise TooBig(found.reason)
-        return found
+        if isinstance(recipe, Declined):
+            raise TooBig(recipe.reason)
+        return recipe
 
-    def _stage(self, stage: str, constraint: Constraint, seconds: float) -> DfaRecipe | LlgRecipe | Declined:
-        """One stage in a worker; a limit passed is Declined, with the limit. Raises ConstraintError."""
-        match self._pool.ask(Job(stage, constraint, self.options), seconds):
+    def _read(self, outcome: Outcome) -> DfaRecipe | LlgRecipe | Declined:
+        """What a stage gave; a limit passed is Declined, with the limit. Raises ConstraintError."""
+        match outcome:
             case Late(seconds):
                 return Declined(f"compiling it takes more than {seconds:g} s", late=True)
             case Died(how):
@@ -409,6 +254,6 @@ class Compiler:
             case Fault(traceback):
                 raise ConstraintError(f"compiling failed: {traceback}")
             case LeafTables():
-                raise AssertionError(stage)
+                raise AssertionError("a stage's answer to another stage")
             case found:
                 return found

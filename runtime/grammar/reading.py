@@ -10,6 +10,7 @@ what was evaluated.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from fractions import Fraction
@@ -22,6 +23,7 @@ from branchwork.runtime.grammar.shapes import (
     ANYTHING,
     ATOMS,
     FALSE,
+    LAST,
     TRUE,
     Array,
     Bound,
@@ -71,6 +73,8 @@ class Reader:
         self._numbers: dict[tuple[int, tuple[str, ...]], Expr] = {}
         self._known: dict[tuple[Expr, bool], tuple[Shape, ...]] = {}
         self._open: set[tuple[Expr, bool]] = set()
+        self._places: dict[int, int] = {}
+        self._take_places(root)
         self.root = self.node(root, ())
 
     def node(self, raw: Any, scope: tuple[str, ...]) -> Expr:
@@ -82,8 +86,7 @@ class Reader:
         if not raw:
             return TRUE
         base = self.references.base(raw)
-        if self.references.uses_dynamic and base not in scope:
-            scope = (*scope, base)
+        scope = self.references.enter(base, scope)
         key = (id(raw), scope)
         if key not in self._numbers:
             if len(self._nodes) >= _MOST_NODES:
@@ -91,6 +94,16 @@ class Reader:
             self._numbers[key] = ("node", len(self._nodes), scope)
             self._nodes.append(raw)
         return self._numbers[key]
+
+    def _take_places(self, node: Any) -> None:
+        """Number the schema's objects in the order of its text."""
+        stack = [node]
+        while stack:
+            found = stack.pop()
+            if isinstance(found, dict):
+                self._places.setdefault(id(found), len(self._places))
+            inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+            stack += reversed(list(inside))
 
     def union(self, expr: Expr, watched: bool = False) -> tuple[Shape, ...]:
         """The shapes of an expression's values."""
@@ -237,7 +250,12 @@ class Reader:
                 return False
             if not all(self.holds(name, what) for what in shape.names):
                 return False
-        return all(any(chosen(some, n) and self.holds(v, some.what) for n, v in value.items()) for some in shape.some)
+        return all(any(self._is_one(some, n, v) for n, v in value.items()) for some in shape.some)
+
+    def _is_one(self, some: Some, name: str, value: Any) -> bool:
+        if some.what[0] == "name":
+            return self.holds(name, some.what[1])
+        return chosen(some, name) and self.holds(value, some.what)
 
     # --- keywords
 
@@ -248,16 +266,17 @@ class Reader:
             return self.union(self.node(self.references.resolve(raw["$ref"], base), scope), watched)
         late = [key for key in ("unevaluatedProperties", "unevaluatedItems") if key in raw and draft >= 2019]
         inside = watched or bool(late)
-        unions: list[tuple[Shape, ...]] = []
-        local = False
+        unions: dict[str, list[tuple[Shape, ...]]] = {}
         for key, value in raw.items():
-            if key in _LOCAL:
-                if not local:
-                    unions.append(self._local(raw, scope, draft))
-                local = True
-            else:
-                unions += self._applied(key, value, raw, scope, inside)
-        shapes = self._all(unions)
+            if key not in _LOCAL:
+                unions[key] = [] if key == "oneOf" else self._applied(key, value, raw, scope, inside)
+            elif "" not in unions:
+                unions[""] = [self._local(raw, scope, draft)]
+        if "oneOf" in raw:  # last: what the rest says of the types may tell its branches apart
+            around = self._all([union for some in unions.values() for union in some])
+            parts = [self.node(part, scope) for part in _listed("oneOf", raw["oneOf"])]
+            unions["oneOf"] = [self._one(parts, inside, around)]
+        shapes = self._all([union for some in unions.values() for union in some])
         for key in late:
             shapes = self._unevaluated(shapes, key, self.node(raw[key], scope))
         return shapes
@@ -282,14 +301,12 @@ class Reader:
                 return [self.union(self.node(part, scope), watched) for part in _listed(key, value)]
             case "anyOf":
                 return [self._any([self.node(part, scope) for part in _listed(key, value)], watched)]
-            case "oneOf":
-                return [self._one([self.node(part, scope) for part in _listed(key, value)], watched)]
             case "not":
                 return [self.union(neg(self.node(value, scope)))]
             case "if":
                 return [self._condition(raw, scope, watched)]
             case "dependentRequired" | "dependentSchemas" | "dependencies":
-                return [self._depends(name, on, scope, watched) for name, on in value.items()]
+                return [self._depends(name, on, scope, watched, self._places.get(id(raw), LAST)) for name, on in value.items()]
         return []
 
     def _among(self, values: Any) -> tuple[Shape, ...]:
@@ -313,10 +330,10 @@ class Reader:
                 found.update(dict.fromkeys(self._all([self.union(part, True) for part in some])))
         return tuple(found)
 
-    def _one(self, parts: list[Expr], watched: bool) -> tuple[Shape, ...]:
-        """Each branch without what overlaps it in the others."""
+    def _one(self, parts: list[Expr], watched: bool, around: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        """Each branch without what overlaps it in the others, inside `around`."""
         found: dict[Shape, None] = {}
-        clear = [self.union(part, watched) for part in parts]
+        clear = [self._all([self.union(part, watched), around]) for part in parts]
         for index, mine in enumerate(clear):
             others = [
                 self._none_of(self.union(other))
@@ -338,12 +355,16 @@ class Reader:
         held = self._all([self.union(asked, watched), self.union(then, watched)])
         return tuple(dict.fromkeys((*held, *self._all([self.union(neg(asked)), self.union(other, watched)]))))
 
-    def _depends(self, name: str, on: Any, scope: tuple[str, ...], watched: bool) -> tuple[Shape, ...]:
+    def _depends(self, name: str, on: Any, scope: tuple[str, ...], watched: bool, place: int) -> tuple[Shape, ...]:
         others = tuple(shape for shape in ANYTHING if not isinstance(shape, Object))
         absent = Object(groups=(Group(((name, FALSE),)),))
         if isinstance(on, (list, str)):
             return (*others, absent, Object(required=(name, *([on] if isinstance(on, str) else on))))
         met = self._all([(*others, Object(required=(name,))), self.union(self.node(on, scope), watched)])
+        first = Group(((name, TRUE),), place=place)
+        met = tuple(
+            replace(shape, groups=(first, *shape.groups)) if isinstance(shape, Object) else shape for shape in met
+        )
         return (*others, absent, *(shape for shape in met if isinstance(shape, Object)), *_only_lits(met))
 
     def _unevaluated(self, shapes: tuple[Shape, ...], key: str, what: Expr) -> tuple[Shape, ...]:
@@ -416,7 +437,7 @@ class Reader:
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise Invalid(f"required is a list of names, not {str(required)[:60]!r}")
         names = (self.node(raw["propertyNames"], scope),) if "propertyNames" in raw else ()
-        group = Group(properties, patterns, rest)
+        group = Group(properties, patterns, rest, self._places.get(id(raw), LAST))
         names_seen = tuple(name for name, _ in properties), tuple(pattern for pattern, _ in patterns)
         return possible(
             Object(
@@ -481,6 +502,8 @@ def _count(raw: dict[str, Any], key: str, default: Any) -> Any:
 def _fraction(value: Any) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Invalid(f"a number was expected, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Invalid(f"the number {value!r} is beyond what JSON is read as here")
     return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
 
 

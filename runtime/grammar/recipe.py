@@ -51,11 +51,13 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, array_like=True):
-    """stage: dfa | llguidance | leaves (the tables by which captures are followed)."""
+    """stage: dfa | llguidance | leaves (the tables by which captures are followed). then: the stage that follows at
+    once, with an answer of its own, where the first declines: it costs no second way to the worker."""
 
     stage: str
     constraint: Constraint
     options: Options
+    then: str = ""
 
 
 class DfaRecipe(msgspec.Struct, frozen=True, tag="dfa"):
@@ -122,6 +124,11 @@ def as_error(refusal: Refusal) -> ConstraintError:
     if refusal.code == Invalid.code:
         return Invalid(refusal.message, refusal.position)
     return (TooBig if refusal.code == TooBig.code else ConstraintError)(refusal.message)
+
+
+def goes_on(answer: object) -> bool:
+    """Whether the next stage is to be tried after this answer of the first."""
+    return isinstance(answer, Declined) or (isinstance(answer, Refusal) and answer.code == TooBig.code)
 
 
 def leaf_key(leaf: Constraint) -> bytes:

@@ -40,6 +40,7 @@ class References:
         self._resources: dict[str, Any] = {}
         self._anchors: dict[tuple[str, str], Any] = {}
         self._dynamic: dict[tuple[str, str], Any] = {}
+        self._bound: dict[str, set[str]] = {}
         self._bases: dict[int, str] = {}
         self._drafts: dict[str, int] = {}
         self._kept: list[Any] = []
@@ -76,6 +77,13 @@ class References:
         if self._dynamic.get((home, name)) is not found:
             return found
         return next((self._dynamic[uri, name] for uri in scope if (uri, name) in self._dynamic), found)
+
+    def enter(self, base: str, scope: tuple[str, ...]) -> tuple[str, ...]:
+        """`scope` and `base`, if `base` is the first there to have some dynamic anchor: only such make a difference."""
+        if base in scope:
+            return scope
+        new = self._bound.get(base, set())
+        return (*scope, base) if new.difference(*(self._bound[uri] for uri in scope)) else scope
 
     def recursive(self, base: str, scope: tuple[str, ...]) -> Any:
         """What $recursiveRef "#" of 2019-09 means."""
@@ -158,5 +166,8 @@ class References:
                 self._anchors[base, node[key]] = node
         if isinstance(node.get("$dynamicAnchor"), str):
             self._dynamic[base, node["$dynamicAnchor"]] = node
+            self._bound.setdefault(base, set()).add(node["$dynamicAnchor"])
+        if node.get("$recursiveAnchor") is True:
+            self._bound.setdefault(base, set()).add("")
         self.uses_dynamic |= "$dynamicRef" in node or "$recursiveRef" in node
         return base

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 Expr = tuple[Any, ...]
 TRUE: Expr = ("true",)
 FALSE: Expr = ("false",)
+LAST = 1 << 60
 Bound = tuple[Fraction, bool]  # a limit, and whether it is itself outside
 
 
@@ -112,11 +113,13 @@ class Array:
 
 @dataclass(frozen=True)
 class Group:
-    """properties, patternProperties and additionalProperties of one schema object."""
+    """properties, patternProperties and additionalProperties of one schema object. place: where it stands in the
+    schema's text; properties are written in that order."""
 
     properties: tuple[tuple[str, Expr], ...] = ()
     patterns: tuple[tuple[str, Expr], ...] = ()
     rest: Expr = TRUE
+    place: int = field(default=LAST, compare=False)
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,8 @@ def outside(shape: Shape) -> list[Shape]:
     found: list[Shape] = []
     match shape:
         case Lits(values):
-            return [Lits(tuple(value for value in ATOMS.values if value not in values))]
+            kept = possible(Lits(tuple(value for value in ATOMS.values if value not in values)))
+            return [kept] if kept else []
         case Number(integer, low, high, multiples, gaps):
             found += [Number(high=(low[0], not low[1]))] if low else []
             found += [Number(low=(high[0], not high[1]))] if high else []
@@ -290,7 +294,7 @@ def outside(shape: Shape) -> list[Shape]:
             found += _outside_array(shape)
         case Object():
             found += _outside_object(shape)
-    return [kept for part in found if (kept := possible(part)) is not None]
+    return [whole for part in found if (whole := possible(part)) is not None]
 
 
 def _outside_array(shape: Array) -> list[Shape]:
@@ -317,7 +321,7 @@ def _outside_object(shape: Object) -> list[Shape]:
     for group in shape.groups:
         for name, what in group.properties:
             if what != TRUE:
-                found.append(Object(groups=(Group(((name, neg(what)),)),), required=(name,)))
+                found.append(Object(groups=(Group(((name, neg(what)),), place=group.place),), required=(name,)))
         for pattern, what in group.patterns:
             if what != TRUE:
                 found.append(Object(some=(Some((), (), pattern, neg(what)),), low=1))
@@ -326,7 +330,9 @@ def _outside_object(shape: Object) -> list[Shape]:
             patterns = tuple(pattern for pattern, _ in group.patterns)
             found.append(Object(some=(Some(names, patterns, None, neg(group.rest)),), low=1))
     for some in shape.some:
-        if some.pattern is not None:
+        if some.what[0] == "name":
+            found.append(Object(names=(neg(some.what[1]),)))
+        elif some.pattern is not None:
             found.append(Object(groups=(Group(patterns=((some.pattern, neg(some.what)),)),)))
         else:
             known = tuple((name, TRUE) for name in some.names)

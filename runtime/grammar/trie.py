@@ -70,7 +70,7 @@ class Trie:
 
     @cached_property
     def children(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(first, order): the children of node j are order[first[j + 1] : first[j + 2]], and those of the root j = -1."""
+        """(first, order): the children of node j are order[first[j + 1] : first[j + 2]]; the root is j = -1."""
         order = np.argsort(self.parent, kind="stable")
         return np.searchsorted(self.parent[order], np.arange(-1, len(order) + 1)), order
 

@@ -120,9 +120,8 @@ def encoder(tokenizer: Tokenizer) -> Encode:
         ids: list[int] = tokenizer.encode(data.decode(), add_special_tokens=False).ids
         return ids
 
-    state = b"".join(
-        part.__getstate__() for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None
-    )
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    state = b"".join(part.__getstate__() for part in parts if part is not None)
     if b'"Prepend"' not in state and b'"Metaspace"' not in state and b'"add_prefix_space":true' not in state:
         return plain
     mark = _SENTINEL.encode()

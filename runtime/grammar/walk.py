@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import importlib.machinery
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from itertools import count
 from pathlib import Path
 
@@ -26,10 +26,11 @@ def _open() -> ctypes.CDLL | None:
         place = Path(__file__).with_name("_walk" + suffix)
         if place.exists():
             library = ctypes.CDLL(str(place))
-            pointer, number = ctypes.c_void_p, ctypes.c_int32
+            pointer, number, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
             library.bw_mask.argtypes = [pointer, number, pointer, number, pointer, pointer]
             library.bw_mask.restype = None
-            library.bw_first_extension.argtypes = [*[pointer, number] * 2, pointer, ctypes.c_char_p, number, number]
+            shape = (pointer, number, pointer, number, pointer, text, number, number)
+            library.bw_first_extension.argtypes = shape
             library.bw_first_extension.restype = number
             return library
     return None
@@ -52,10 +53,8 @@ class Walker:
             return self._mask(state)
         mask = np.zeros(self.words, np.int32)
         path = np.empty(self.trie.longest + 1, np.int32)
-        nodes, table = self.trie.nodes, self.transitions
-        self.library.bw_mask(
-            table.ctypes.data, state, nodes.ctypes.data, len(nodes), path.ctypes.data, mask.ctypes.data
-        )
+        nodes, table = self.trie.nodes, self.transitions.ctypes.data
+        self.library.bw_mask(table, state, nodes.ctypes.data, len(nodes), path.ctypes.data, mask.ctypes.data)
         for token, twin in self.trie.twins.tolist():
             if mask[token >> 5] >> (token & 31) & 1:
                 mask.view(np.uint32)[twin >> 5] |= np.uint32(1 << (twin & 31))
@@ -115,52 +114,69 @@ class Walker:
 
 
 class Masks:
-    """Masks by (client, state), the least recently used ones dropped past `budget` bytes; equal ones are stored once."""
+    """Masks by (client, state), the least recently used dropped past `budget` bytes; equal ones are stored once."""
 
     def __init__(self, budget: int) -> None:
         self.budget, self.held = budget, 0
         self._digests: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._stored: dict[bytes, tuple[Mask, list[int]]] = {}  # by digest; the list holds the count of users
+        self._stored: dict[bytes, tuple[Mask, list[int]]] = {}  # by digest; the list holds the number of keys
+        self._states: dict[int, set[int]] = {}  # by client
+        self._gone: deque[int] = deque()  # clients: a destructor may run inside the lock, so it only leaves a note
         self._lock = threading.Lock()
         self._clients = count()
 
     def client(self) -> Client:
         return Client(self, next(self._clients))
 
-    def get(self, key: tuple[int, int]) -> Mask | None:
+    def get(self, client: int, state: int) -> Mask | None:
         with self._lock:
-            digest = self._digests.get(key)
+            digest = self._digests.get((client, state))
             if digest is None:
                 return None
-            self._digests.move_to_end(key)
+            self._digests.move_to_end((client, state))
             return self._stored[digest][0]
 
-    def put(self, key: tuple[int, int], mask: Mask) -> Mask:
-        """Keep a mask; returns the stored one that equals it."""
+    def put(self, client: int, state: int, mask: Mask) -> Mask:
+        """Keep a mask, which nobody writes to from now on; returns the stored one that equals it."""
         digest = hashlib.blake2b(mask.tobytes(), digest_size=16).digest()
         with self._lock:
-            if key not in self._digests:
-                if digest not in self._stored:
-                    self._stored[digest] = (mask, [0])
-                    self.held += mask.nbytes
-                self._digests[key] = digest
-                self._stored[digest][1][0] += 1
+            while self._gone:
+                gone = self._gone.popleft()
+                for old in self._states.pop(gone, ()):
+                    self._drop((gone, old))
+            if (client, state) not in self._digests:
+                kept, users = self._stored.setdefault(digest, (mask, [0]))
+                self.held += _KEY + (0 if users[0] else kept.nbytes)
+                users[0] += 1
+                self._digests[client, state] = digest
+                self._states.setdefault(client, set()).add(state)
             kept = self._stored[digest][0]
             while self.held > self.budget and len(self._digests) > 1:
-                self._drop(self._digests.popitem(last=False)[1])
+                oldest = next(iter(self._digests))
+                self._states[oldest[0]].discard(oldest[1])
+                self._drop(oldest)
         return kept
 
-    def forget(self, client: int) -> None:
-        with self._lock:
-            for key in [key for key in self._digests if key[0] == client]:
-                self._drop(self._digests.pop(key))
+    def leave(self, client: int) -> None:
+        self._gone.append(client)
 
-    def _drop(self, digest: bytes) -> None:
+    def _drop(self, key: tuple[int, int]) -> None:
+        digest = self._digests.pop(key)
         mask, users = self._stored[digest]
         users[0] -= 1
+        self.held -= _KEY
         if users[0] == 0:
             del self._stored[digest]
             self.held -= mask.nbytes
+
+    def check(self) -> None:
+        """Raises AssertionError when the books do not balance."""
+        with self._lock:
+            stored = sum(mask.nbytes for mask, _ in self._stored.values())
+            assert self.held == stored + _KEY * len(self._digests), f"{self.held} bytes counted, {stored} stored"
+            assert sum(users[0] for _, users in self._stored.values()) == len(self._digests), "keys and users differ"
+            listed = {(client, state) for client, states in self._states.items() for state in states}
+            assert listed == set(self._digests), "clients' states and keys differ"
 
 
 class Client:
@@ -170,13 +186,14 @@ class Client:
         self._masks, self._number = masks, number
 
     def get(self, state: int) -> Mask | None:
-        return self._masks.get((self._number, state))
+        return self._masks.get(self._number, state)
 
     def put(self, state: int, mask: Mask) -> Mask:
-        return self._masks.put((self._number, state), mask)
+        return self._masks.put(self._number, state, mask)
 
     def __del__(self) -> None:
-        self._masks.forget(self._number)
+        self._masks.leave(self._number)
 
 
-MASKS = Masks(64 << 20)  # of all grammars of the process; compile() may set its budget
+_KEY = 256  # bytes of one entry beside its mask, about
+MASKS = Masks(64 << 20)  # of all grammars of a process that are given no store of their own

@@ -1,14 +1,14 @@
 """A process that prepares constraints under a memory limit, for a parent that may kill it at any time.
 
 Knows: framing, its limit. Must not know: vocabularies, deadlines (its parent keeps them), what it prepares.
-`python -m branchwork.runtime.grammar.worker BYTES`: frames of 4 bytes length and msgpack, jobs on stdin, answers on
-stdout in the same order; an empty frame first, when it is ready. It ends with its parent: at the end of stdin.
+`python -m branchwork.runtime.grammar.worker BYTES`: frames of 4 bytes length and msgpack, jobs on stdin, an answer per
+stage on stdout; an empty frame first, when it is ready. It ends with its parent: at the end of stdin.
 """
 
 from __future__ import annotations
 
 import os
-import queue
+import select
 import sys
 import threading
 import traceback
@@ -17,7 +17,7 @@ from typing import IO
 import msgspec
 
 from branchwork.lang.constraint import TooBig
-from branchwork.runtime.grammar.recipe import Answer, Fault, Job, prepare, refusal
+from branchwork.runtime.grammar.recipe import Answer, Fault, Job, goes_on, prepare, refusal
 
 HEAD = 4  # bytes of a frame's length, little-endian
 
@@ -53,10 +53,11 @@ def answer(job: Job, memory: int) -> Answer:
         return Fault(traceback.format_exc())
 
 
-def _listen(jobs: queue.SimpleQueue[bytes], stream: IO[bytes]) -> None:
-    """Take jobs in a thread of its own, so that the end of the parent is seen while one is being done."""
-    while (frame := read_frame(stream)) is not None:
-        jobs.put(frame)
+def _end_with_parent() -> None:
+    """Ends the process when the other end of stdin is closed, also in the middle of a job."""
+    poll = select.poll()
+    poll.register(0, 0)  # only hang-ups, which are always told: frames are read elsewhere
+    poll.poll()
     os._exit(0)
 
 
@@ -64,8 +65,8 @@ def main() -> None:
     memory = int(sys.argv[1])
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an engine prints must not end up between the frames
-    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(jobs, stdin), daemon=True).start()
+    if hasattr(select, "poll"):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     # What the stages import and the engines behind it: here, and not at the first job, whose time is counted.
     import llguidance  # noqa: F401
     import outlines_core  # type: ignore[import-untyped]  # noqa: F401
@@ -76,8 +77,14 @@ def main() -> None:
         limit_memory(memory)
     write_frame(stdout, b"")
     decoder, encoder = msgspec.msgpack.Decoder(Job), msgspec.msgpack.Encoder()
-    while True:
-        write_frame(stdout, encoder.encode(answer(decoder.decode(jobs.get()), memory)))
+    while (frame := read_frame(stdin)) is not None:
+        job = decoder.decode(frame)
+        while True:
+            found = answer(job, memory)
+            write_frame(stdout, encoder.encode(found))
+            if not job.then or not goes_on(found):
+                break
+            job = msgspec.structs.replace(job, stage=job.then, then="")
 
 
 if __name__ == "__main__":

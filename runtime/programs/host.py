@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from branchwork.lang import machine, protocol
-from branchwork.lang.constraint import capture_names
-from branchwork.lang.ir import Fork, Laid
+from branchwork.lang.constraint import ConstraintError, capture_names, check
+from branchwork.lang.ir import Fork, Gen, Laid
 from branchwork.lang.machine import Call, Reply
 from branchwork.lang.protocol import ChatFrames
 from branchwork.lang.transcript import Branch, NodeFailed, Segment
@@ -77,6 +77,11 @@ class Host:
             return
         session.machine.feed(branch, nodes)
         for laid in nodes:
+            if isinstance(laid.node, Gen) and laid.node.constraint is not None:
+                try:
+                    check(laid.node.constraint)
+                except ConstraintError as error:
+                    session.machine.fail_node(branch, laid.id, error.code, str(error))
             if isinstance(laid.node, Fork):
                 session.parents.update(dict.fromkeys(laid.node.children, branch))
                 if len(session.parents) >= self._max_branches:

@@ -93,7 +93,6 @@ def requests_of(
     spend = Spend(len(known))
     if isinstance(message, Submit):
         answer = Answer(message, token_bytes, grammar)
-        answer.propose(known)
         return [Request(key, message.id, known, len(known), message.priority, step, spend, answer)]
     group = Group(message, Trie([unpack(option) for option in message.options]), spend)
     prefixes = [known, unpack(message.neutral)] if message.unconditional else [known]

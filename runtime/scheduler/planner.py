@@ -102,17 +102,25 @@ class Planner:
     # --- rows
 
     def _decode(self, request: Request, lease: Lease, step: Step, spare: int) -> int:
-        """Add the row of a request that draws one token a step; how many guesses ride along, at most `spare`."""
-        start = request.computed
-        while not self._cache.extend(lease, start + 1):
+        """Add the row of a request that draws a token a step; how many of its ids, but one, `spare` of them at most.
+
+        It knows one token that is not computed, and behind that those that its grammar forced.
+        """
+        start, known = request.computed, request.known
+        end = min(len(known), start + 1 + max(spare, 0))
+        while not self._cache.extend(lease, end):
             victim = self._victim(step)
             assert victim is not None
             self._preempt(victim, step)
             if victim is request:
                 return 0
-        draft = self._draft(request, lease, start + 1, spare)
-        step.add(request, _draw_row(request, lease, start, [request.known[start]], draft))
-        return len(draft)
+        more = end - start - 1
+        if end < len(known):
+            step.add(request, Row(request.id, start, known[start:end].tolist(), lease.pages))
+            return more
+        draft = self._draft(request, lease, end, spare - more)
+        step.add(request, _draw_row(request, lease, start, known[start:].tolist(), draft))
+        return more + len(draft)
 
     def _draft(self, request: Request, lease: Lease, end: int, spare: int) -> list[int]:
         """As much of a request's draft as fits behind its `end` known tokens; nobody is preempted for a guess."""

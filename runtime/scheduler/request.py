@@ -70,11 +70,24 @@ class Answer:
                 return self.stops.end("stop")
         return ending
 
-    def propose(self, known: array[int]) -> None:
-        """Ask the matcher what is forced after the known tokens."""
+    def propose(self, known: array[int]) -> Ending | None:
+        """Ask the matcher what is forced after the known tokens: it becomes the draft, or, with jump "on", known.
+
+        Says how the answer ends when it ends with forced text. Scored tokens are always drafted: scores need logits.
+        """
         room = self.submit.stops.max_tokens - self.stops.tokens - 1
-        if self.matcher is not None and self.submit.jump != "off" and room > 0:
-            self.draft = self.matcher.jump(known[-TAIL:].tolist())[:room]
+        if self.matcher is None or self.submit.jump == "off" or room <= 0:
+            return None
+        forced = self.matcher.jump(known[-TAIL:].tolist())[:room]
+        if self.submit.jump == "exact" or max(self.submit.logprobs, self.submit.prompt_logprobs) >= 0:
+            self.draft = forced
+            return None
+        for token in forced:
+            self.forced += 1
+            known.append(token)
+            if (ending := self.take(token, None)) is not None:
+                return ending
+        return None
 
     def news(self) -> Tokens | None:
         """The tokens that may be sent by now, once, and the captures that have closed within them."""

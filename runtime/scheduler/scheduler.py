@@ -68,8 +68,7 @@ class Scheduler:
         if refused is not None:
             return [refused]
         if isinstance(message, Score) or message.constraint is None:
-            self._enqueue(message, None)
-            return []
+            return self._enqueue(message, None)
         found = self._compiling.look(message)
         return [] if found is None else self._begin(message, found)
 
@@ -80,15 +79,17 @@ class Scheduler:
     def _begin(self, message: Submit, found: Grammar | Failed) -> list[Event]:
         if isinstance(found, Failed):
             return [found]
-        self._enqueue(message, found)
-        return []
+        return self._enqueue(message, found)
 
-    def _enqueue(self, message: Submit | Score, grammar: Grammar | None) -> None:
+    def _enqueue(self, message: Submit | Score, grammar: Grammar | None) -> list[Event]:
         requests = requests_of(message, self._keys, self._step, self._token_bytes, grammar)
         self._keys += len(requests)
         self._live[message.id] = requests
         for request in requests:
             self._planner.queue.add(request)
+        first = requests[0]
+        ending = first.answer.propose(first.known) if first.answer is not None else None
+        return [] if ending is None else [self._finish(first, ending)]
 
     def cancel(self, number: int) -> list[Event]:
         """End a request and free its lease at once. Nothing happens when it has ended already."""
@@ -174,8 +175,10 @@ class Scheduler:
             code = "no_token" if answer.matcher is None else "grammar_error"
             events.append(Failed(request.id, code, broken or drawn.fault))
             return
-        answer.propose(request.known)
-        if answer.submit.stream and (news := answer.news()) is not None:
+        ending = answer.propose(request.known)
+        if ending is not None:
+            events.append(self._finish(request, ending))
+        elif answer.submit.stream and (news := answer.news()) is not None:
             events.append(news)
 
     def _scored(self, request: Request, twig: int, drawn: Drawn, events: list[Event]) -> None:

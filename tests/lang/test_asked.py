@@ -50,7 +50,9 @@ def test_each_way_is_a_constraint_that_travels(asked: dict[str, Any], constraint
 
 def test_dtype_and_its_shorthands_are_understood() -> None:
     for kind in ("int", int):
-        assert bw.gen("x", dtype=kind) == bw.gen("x", type=int) == bw.gen_int("x")
+        asked = bw.gen("x", dtype=kind)
+        assert asked == bw.gen_int("x") and isinstance(asked, Gen)
+        assert asked.constraint == bw.gen("x", type=int).constraint and not asked.readers, "its value is text"
     assert bw.gen_string("x", max_tokens=3) == bw.gen("x", dtype=str, max_tokens=3)
 
 

@@ -347,7 +347,7 @@ regexes = st.recursive(
 
 
 @given(regexes, st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_both_engines_allow_the_same_tokens_for_any_regex(pattern: str, seed: int) -> None:
     masks_along(Regex(pattern), seed, 6, VOCABULARY)
 

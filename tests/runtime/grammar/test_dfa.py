@@ -6,7 +6,7 @@ import itertools
 import pickle
 import random
 import re
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -150,7 +150,7 @@ REFUSED = [
 WRONG = [("[z", 0), ("a)", 1), ("(a", 0), ("*a", 0), (r"a{3,2}", 2), (r"\q", 0), ("(?z)", 1), ("[b-a]", 1)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def table(pattern: str, unicode: bool = False) -> Table:
     found = regular(Regex(pattern, unicode))
     assert found is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,29 +11,9 @@ from branchwork.runtime.grammar.vocabulary import Vocabulary
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizers"
 
-_PIECES = [
-    "ab",
-    "abc",
-    "bc",
-    "aa",
-    "the",
-    " the",
-    "12",
-    "123",
-    "00",
-    '": "',
-    '", "',
-    "é",
-    "京",
-    "北京",
-    "  ",
-    "\n\n",
-    "-->",
-    "</",
-]
-_TOKENS = (
-    [bytes([byte]) for byte in range(256)] + [piece.encode() for piece in _PIECES] + [b"\xe4\xba", b"ab", b"", b""]
-)
+_PIECES = ["ab", "abc", "bc", "aa", "the", " the", "12", "123", "00", '": "', '", "', "é", "京", "北京", "  ", "\n\n"]
+_BYTES = [bytes([byte]) for byte in range(256)]
+_TOKENS = [*_BYTES, *(piece.encode() for piece in _PIECES), b"\xe4\xba", b"ab", b"", b""]
 
 
 def _greedy(data: bytes) -> list[int]:
@@ -50,7 +30,7 @@ def _greedy(data: bytes) -> list[int]:
 SMALL = Vocabulary.of(_TOKENS, [len(_TOKENS) - 1], _greedy, len(_TOKENS) + 40)
 
 
-@lru_cache(maxsize=None)
+@cache
 def real(name: str) -> Vocabulary:
     """gpt2 (50 thousand tokens) or qwen2 (152 thousand), skipping the test where the file is absent."""
     path = SHARED / f"{name}.json"

@@ -1,0 +1,65 @@
+"""What passes between a program's interpreter and whoever executes its calls.
+
+Knows: parameters, constraints, texts. Must not know: branches, tokens, how a call is answered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from branchwork.lang.constraint import Constraint, capture_names, listed_captures
+from branchwork.lang.params import SamplingParams
+
+
+class Call(msgspec.Struct, frozen=True):
+    """Work for the executor: continue the segments of `branch`. kind is gen (params set) or select (choices set).
+
+    constraint: what the text of a gen must obey; its captures are to be reported with the reply.
+    """
+
+    id: int
+    branch: int
+    node: int
+    kind: str
+    name: str | None = None
+    params: SamplingParams = SamplingParams()
+    choices: tuple[str, ...] = ()
+    method: str = ""
+    constraint: Constraint | None = None
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came of a call: one text and one meta dict per sample (a select has one sample, the chosen text).
+
+    captures: by name the text of a capture, a list of texts for one inside a Repeat; with n > 1 a list of those, one
+    per sample. A capture that was left out is None or missing.
+    """
+
+    values: tuple[str, ...]
+    meta: tuple[dict[str, Any], ...] = ()
+    captures: dict[str, Any] = {}
+
+
+class NodeDone(msgspec.Struct, frozen=True):
+    """A node has been executed. values, meta and captures are given for Gen and Select only."""
+
+    branch: int
+    node: int
+    values: tuple[str, ...] = ()
+    meta: tuple[dict[str, Any], ...] = ()
+    captures: dict[str, Any] = {}
+
+
+def complete(call: Call, captures: dict[str, Any]) -> dict[str, Any]:
+    """The captures of a call by name, those that were left out too: None, or no texts for one inside a Repeat."""
+    if call.constraint is None:
+        return {}
+    listed, samples = listed_captures(call.constraint), call.params.n
+    complete: dict[str, Any] = {}
+    for name in capture_names(call.constraint):
+        values = [captures.get(name)] if samples == 1 else captures.get(name) or [None] * samples
+        values = [[] if value is None and name in listed else value for value in values]
+        complete[name] = values[0] if samples == 1 else values
+    return complete

@@ -1,0 +1,240 @@
+"""Object shapes as the JSON Schema that llguidance enforces: one `properties` map, disjoint patterns, a rest.
+
+Knows: object shapes, which object schemas llguidance takes. Must not know: keywords, references.
+
+llguidance counts properties only where every one that is named is required. So an object with a count is written as
+alternatives, in each of which every optional property is either there or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Protocol
+
+from branchwork.runtime.grammar.emptiness import disjoint
+from branchwork.runtime.grammar.reading import Reader, chosen, of
+from branchwork.runtime.grammar.shapes import FALSE, TRUE, Expr, Lits, Object, Some, String, conj
+
+_MOST_OPTIONAL = 6  # optional properties whose subsets are all written out
+_MOST_LINEAR = 64
+
+
+class Writes(Protocol):
+    """The writer of all other shapes."""
+
+    reader: Reader
+
+    def note(self, text: str, loose: bool) -> None: ...
+
+    def schema(self, expr: Expr) -> Any: ...
+
+    def translated(self, pattern: str) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """named: (name, value, required) in order; a value of FALSE forbids the name. extra: at least so many others."""
+
+    named: tuple[tuple[str, Expr, bool], ...]
+    patterns: tuple[tuple[str, Expr], ...]
+    rest: Expr
+    low: int
+    high: int | None
+    extra: int = 0
+
+    @property
+    def open(self) -> bool:
+        return self.rest != FALSE or any(what != FALSE for _, what in self.patterns)
+
+    @property
+    def required(self) -> list[str]:
+        return [name for name, _, needed in self.named if needed]
+
+    @property
+    def optional(self) -> list[str]:
+        return [name for name, what, needed in self.named if not needed and what != FALSE]
+
+    def settle(self, there: set[str], absent: set[str]) -> Plan:
+        """With some optional properties required and some forbidden."""
+        named = tuple(
+            (name, FALSE if name in absent else what, needed or name in there) for name, what, needed in self.named
+        )
+        return replace(self, named=named)
+
+
+def object_options(writer: Writes, shape: Object) -> list[Any]:
+    """Schemas of which any may hold."""
+    if shape.excluded:
+        writer.note("single objects that are excluded can be written", True)
+    plan = _plan(writer, shape)
+    if plan is None:
+        return []
+    plans = [plan]
+    for some in shape.some:
+        plans = [chosen_plan for each in plans for chosen_plan in _with(writer, each, some)]
+    found = [written for each in plans for counted in _counted(writer, each) if (written := _write(writer, counted))]
+    return found
+
+
+def _plan(writer: Writes, shape: Object) -> Plan | None:
+    reader = writer.reader
+    groups = sorted(shape.groups, key=lambda group: group.place)
+    names = list(dict.fromkeys([n for group in groups for n, _ in group.properties] + list(shape.required)))
+    named: list[tuple[str, Expr, bool]] = []
+    for name in names:
+        what = conj(*(of(group, name) for group in shape.groups))
+        if not all(reader.holds(name, rule) for rule in shape.names):
+            what = FALSE
+        if reader.empty(what):
+            what = FALSE
+        if what == FALSE and name in shape.required:
+            return None
+        named.append((name, what, name in shape.required))
+    rest = conj(*(group.rest for group in shape.groups))
+    patterns: dict[str, Expr] = {}
+    for pattern in dict.fromkeys(p for group in shape.groups for p, _ in group.patterns):
+        parts = []
+        for group in shape.groups:
+            own = [what for known, what in group.patterns if known == pattern]
+            parts.append(conj(*own) if own else group.rest)
+        spelled = writer.translated(pattern)
+        if spelled is None:  # what it said of values is lost; nothing is said of the names that it would have matched
+            rest = TRUE if rest == FALSE else rest
+        elif (what := conj(*parts)) != rest:
+            patterns[spelled] = conj(what, patterns.get(spelled, TRUE))
+    plan = Plan(tuple(named), _apart(writer, patterns), rest, shape.low, shape.high)
+    return _named_by(writer, plan, shape) if shape.names else plan
+
+
+def _apart(writer: Writes, patterns: dict[str, Expr]) -> tuple[tuple[str, Expr], ...]:
+    """Patterns that overlap become one, under which all that each says holds."""
+    groups: list[tuple[list[str], Expr]] = []
+    for pattern, what in patterns.items():
+        meets = [group for group in groups if not all(disjoint(pattern, other) for other in group[0])]
+        if meets:
+            writer.note("names matching one of several overlapping patterns must satisfy all of them", False)
+        merged = [other for group in meets for other in group[0]] + [pattern]
+        groups = [group for group in groups if group not in meets]
+        groups.append((merged, conj(*(said for _, said in meets), what)))
+    return tuple((p[0] if len(p) == 1 else "|".join(f"(?:{one})" for one in p), what) for p, what in groups)
+
+
+def _named_by(writer: Writes, plan: Plan, shape: Object) -> Plan:
+    """What propertyNames leaves of the properties that are not named."""
+    reader = writer.reader
+    allowed = [kind for kind in reader.union(conj(*shape.names)) if reader.texts(kind)]
+    known = {name for name, _, _ in plan.named}
+    literal = [v for kind in allowed if isinstance(kind, Lits) for v in kind.values if v[0] == '"']
+    texts = [kind for kind in allowed if isinstance(kind, String)]
+    if not texts:
+        more: list[tuple[str, Expr, bool]] = []
+        for value in literal:
+            name = str(reader.values.get(value, value[1:-1]))
+            if name not in known:
+                more.append((name, conj(*(of(group, name) for group in shape.groups)), False))
+        return replace(plan, named=(*plan.named, *more), patterns=(), rest=FALSE)
+    if len(texts) > 1 or literal:
+        writer.note("propertyNames with alternatives is enforced on named properties only", True)
+        return plan
+    only = texts[0]
+    plan = replace(plan, named=(*plan.named, *((name, FALSE, False) for name in only.excluded if name not in known)))
+    rules = [kept for pattern in only.patterns if (kept := writer.translated(pattern)) is not None]
+    if only.low or only.high is not None:
+        rules.append(f"^(?s:.){{{only.low},{'' if only.high is None else only.high}}}$")
+    if only.nots or len(rules) > 1:
+        writer.note("propertyNames is enforced in part on properties that are not named", True)
+    if not rules:
+        return plan
+    if plan.patterns:
+        kept = tuple((p, what) for p, what in plan.patterns if not disjoint(p, rules[0]))
+        if kept:
+            writer.note("propertyNames beside patternProperties is enforced on named properties only", True)
+            return replace(plan, patterns=kept)
+    return replace(plan, patterns=((rules[0], plan.rest),), rest=FALSE)
+
+
+def _with(writer: Writes, plan: Plan, some: Some) -> list[Plan]:
+    """The ways in which there is a property as `some` says."""
+    reader, found = writer.reader, []
+    by_name = some.what[0] == "name"
+    for index, (name, what, _) in enumerate(plan.named):
+        if what == FALSE or not (reader.holds(name, some.what[1]) if by_name else chosen(some, name)):
+            continue
+        both = what if by_name else conj(what, some.what)
+        if not reader.empty(both):
+            named = (*plan.named[:index], (name, both, True), *plan.named[index + 1 :])
+            found.append(replace(plan, named=named))
+    if not plan.open:
+        return found
+    both = conj(plan.rest, some.what) if not by_name else plan.rest
+    if by_name or plan.patterns or some.patterns or len(plan.optional) > _MOST_OPTIONAL:
+        writer.note("that some further property breaks a rule cannot be asked for", True)
+        return [plan]
+    if reader.empty(both):
+        return found
+    writer.note("where a further property must break a rule, all further ones do", False)
+    if some.pattern is None:
+        apart = tuple((name, FALSE, False) for name in some.names if name not in {known for known, _, _ in plan.named})
+        found.append(replace(plan, named=(*plan.named, *apart), rest=both, extra=1))
+    elif (pattern := writer.translated(some.pattern)) is not None:
+        found.append(replace(plan, patterns=((pattern, both),), rest=FALSE, extra=1))
+    return found
+
+
+def _counted(writer: Writes, plan: Plan) -> list[Plan]:
+    """The plan as plans without a count, or in which nothing is optional."""
+    needed, optional = len(plan.required), plan.optional
+    low = plan.low if plan.low > needed else 0
+    high = plan.high
+    if high is not None and not plan.open and high >= needed + len(optional):
+        high = None
+    if high is not None and high < needed:
+        return []
+    plan = replace(plan, low=low, high=high)
+    if not optional or not (low or high is not None or plan.extra):
+        return [plan] if plan.open or low <= needed + len(optional) else []
+    if low == needed + 1 and high is None and not plan.extra and len(optional) <= _MOST_LINEAR:
+        plan = replace(plan, low=0)
+        first = [plan.settle({name}, set(optional[:index])) for index, name in enumerate(optional)]
+        none = replace(plan.settle(set(), set(optional)), low=low)
+        return [*first, none] if plan.open else first
+    if len(optional) > _MOST_OPTIONAL:
+        writer.note("the count of properties is not enforced beside many optional ones", True)
+        return [replace(plan, low=0, high=None, extra=0)]
+    found = []
+    for size in range(len(optional) + 1):
+        for there in combinations(optional, size):
+            count = needed + size
+            if (high is not None and count + plan.extra > high) or (not plan.open and count < low):
+                continue
+            settled = plan.settle(set(there), set(optional) - set(there))
+            found.append(replace(settled, low=max(low, count + plan.extra) if low > count or plan.extra else 0))
+    return found
+
+
+def _write(writer: Writes, plan: Plan) -> Any:
+    properties: dict[str, Any] = {}
+    for name, what, needed in plan.named:
+        written = writer.schema(what)
+        if written is False and needed:
+            return None
+        if written is not False or plan.open:
+            properties[name] = written
+    written = {"type": "object"}
+    required = plan.required
+    if properties:
+        written["properties"] = properties
+    if required:
+        written["required"] = required
+    if plan.patterns:
+        written["patternProperties"] = {pattern: writer.schema(what) for pattern, what in plan.patterns}
+    if plan.rest != TRUE:
+        written["additionalProperties"] = writer.schema(plan.rest)
+    if plan.low > len(required):
+        if plan.low > len(required) + 1:
+            writer.note("a key written twice counts twice for minProperties", True)
+        written["minProperties"] = plan.low
+    if plan.high is not None:
+        written["maxProperties"] = plan.high
+    return written
