@@ -1,4 +1,4 @@
-"""Patterns with look-ahead as deterministic byte automata, by subset construction with obligations.
+"""Small patterns, and those with look-ahead, as deterministic byte automata, by subset construction with obligations.
 
 Knows: trees of regular expressions, UTF-8. Must not know: tokens, tables, constraints.
 
@@ -165,9 +165,9 @@ def utf8(ranges: Ranges) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(found)
 
 
-def determinise(tree: Tree, limit: int) -> tuple[list[Row], list[int]]:
+def determinise(tree: Tree, limit: int, threads: int = MAX_THREADS) -> tuple[list[Row], list[int]]:
     """Rows byte -> state and the accepting states; state 0 is the start. Raises TooBig past `limit` states."""
-    rows, accepting, _ = _subsets(Nfa(tree, limit), limit)
+    rows, accepting, _ = _subsets(Nfa(tree, limit), limit, threads)
     return rows, accepting
 
 
@@ -189,7 +189,7 @@ def _spans(row: Row) -> Spans:
     return spans
 
 
-def _subsets(nfa: Nfa, limit: int) -> tuple[list[Row], list[int], list[frozenset[Thread]]]:
+def _subsets(nfa: Nfa, limit: int, most: int = MAX_THREADS) -> tuple[list[Row], list[int], list[frozenset[Thread]]]:
     start = _closure(nfa, [(nfa.start, frozenset())])
     number, sets = {start: 0}, [start]
     rows: list[Row] = []
@@ -205,7 +205,7 @@ def _subsets(nfa: Nfa, limit: int) -> tuple[list[Row], list[int], list[frozenset
                 row.update(dict.fromkeys(range(first, last + 1), number[target]))
         rows.append(row)
         threads += len(current)
-        if len(sets) > limit or threads > MAX_THREADS:
+        if len(sets) > limit or threads > most:
             raise TooBig(f"the automaton has more than {min(len(sets), limit):,} states, {limit:,} are allowed")
     accepting = [i for i, current in enumerate(sets) if any(_ends(nfa, thread) for thread in current)]
     return rows, accepting, sets

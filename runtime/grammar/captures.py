@@ -191,7 +191,7 @@ class Tracker:
                 if isinstance(part, Part):
                     state = part.machine.step(thread.state, byte)
                     if state is not None:
-                        self._settle(thread._replace(state=state), part)
+                        self._settle(Thread(thread.op, state, *thread[2:]), part)
             if not self._threads or len(self._threads) > MAX_THREADS:
                 many = f"{len(self._threads)} readings of the text are alive, at most {MAX_THREADS} may be"
                 none = f"byte {self.at - 1} of the text fits no reading of the constraint"
@@ -228,7 +228,7 @@ class Tracker:
 
     def _known(self, thread: Thread) -> bool:
         """Whether one that is preferred stands where this one does, with the same future."""
-        empty = tuple(since == self.at for since in thread.since)  # rounds that have no text yet
+        empty = tuple([since == self.at for since in thread.since]) if thread.since else ()  # rounds without text yet
         name = (thread.op, thread.state, thread.counts, empty)
         if name in self._seen:
             return True
@@ -242,7 +242,7 @@ class Tracker:
         if part.machine.goes_on(thread.state):
             self._threads.append(thread)
         if part.machine.accepts(thread.state):
-            self._follow([thread._replace(op=part.after, state=None)])
+            self._follow([Thread(part.after, None, *thread[2:])])
 
     def _follow(self, waiting: list[Thread]) -> None:
         """Run threads through the ops that take no byte, the preferred first (waiting: last in, first out)."""
@@ -250,7 +250,7 @@ class Tracker:
             thread = waiting.pop()
             op = self.program.ops[thread.op]
             if isinstance(op, Part):
-                self._settle(thread._replace(state=op.machine.begin(self.at)), op)
+                self._settle(Thread(thread.op, op.machine.begin(self.at), *thread[2:]), op)
                 continue
             if self._known(thread):
                 continue
@@ -262,9 +262,9 @@ class Tracker:
                 case Open(name=capture, after=after):
                     waiting.append(thread._replace(op=after, open=(*thread.open, (capture, self.at))))
                 case Close(after):
-                    capture, first = thread.open[-1]
+                    *outer, (capture, first) = thread.open
                     marks = Mark(Closed(capture, first, self.at), thread.marks)
-                    waiting.append(thread._replace(op=after, open=thread.open[:-1], marks=marks))
+                    waiting.append(Thread(after, None, thread.counts, thread.since, tuple(outer), marks))
                 case Enter(after):
                     counts, since = (*thread.counts, 0), (*thread.since, self.at)
                     waiting.append(thread._replace(op=after, counts=counts, since=since))

@@ -128,7 +128,7 @@ def assemble(rows: Sequence[dict[int, int]], accepting: Iterable[int], start: in
 
 
 def of_strings(strings: Iterable[bytes]) -> Table:
-    """The smallest automaton of a list of strings: their trie with equal endings merged."""
+    """The smallest automaton of a list of strings: their trie with equal endings merged. Raises TooBig."""
     trie: list[dict[int, int]] = [{}]
     ends: set[int] = set()
     for string in strings:
@@ -151,6 +151,8 @@ def of_strings(strings: Iterable[bytes]) -> Table:
             rows.append(row)
             accepting += [merged[key]] if node in ends else []
         number[node] = merged[key]
+    if len(rows) > MAX_STATES:
+        raise TooBig(f"the automaton of these choices has {len(rows):,} states, {MAX_STATES:,} are allowed")
     return assemble(rows, accepting, number[0])
 
 

@@ -46,11 +46,16 @@ from branchwork.lang.regex import (
     singles,
     union,
 )
-from branchwork.runtime.grammar.dfa import TREE, Table, of_strings
+from branchwork.runtime.grammar import automaton
+from branchwork.runtime.grammar.dfa import TREE, Table, assemble, of_strings
 
 MAX_STRINGS = 20_000  # texts of a constraint that is a plain list of them; more, and it goes the way of patterns
+MAX_LISTED = 200_000  # characters of those texts together
 MAX_PATTERN = 2_000_000  # characters of a pattern
 _MAX_FREE = 4_000  # nodes of a stop-free text's tree before look-ahead is the shorter way to say it
+_SMALL = 128  # characters with their repeats, and what the subset construction of a pattern of such a size may take
+_SMALL_STATES = 512
+_SMALL_THREADS = 10_000
 _PREFIXES = 512  # beginnings looked at to say whether a constraint begins with a stop
 
 
@@ -92,11 +97,26 @@ def regular(constraint: Constraint, limit: int = 3000) -> Regular | None:
             )
         return Regular(TREE + msgspec.json.encode(tree).decode(), size)
     strings = expand(tree, MAX_STRINGS)
-    fsm = of_strings([text.encode() for text in strings]) if strings is not None else None
+    listed = strings is not None and sum(map(len, strings)) <= MAX_LISTED
+    fsm = of_strings([text.encode() for text in strings or ()]) if listed else _small(tree, size)
     pattern = rust(tree)
     if len(pattern) > MAX_PATTERN:
         raise TooBig(f"the constraint is a pattern of {len(pattern):,} characters, {MAX_PATTERN:,} are allowed")
     return Regular(pattern, size, fsm)
+
+
+def _small(tree: Tree, size: int) -> Table | None:
+    """The automaton of a small pattern, None when it is not small after all.
+
+    outlines-core also builds what is needed to find a match that begins anywhere, which takes seconds for a pattern as
+    short as [1-9][0-9]{0,17}: the beginnings that overlap are counted in 2**17 sets.
+    """
+    if size > _SMALL:
+        return None
+    try:
+        return assemble(*automaton.determinise(tree, _SMALL_STATES, _SMALL_THREADS))
+    except TooBig:
+        return None
 
 
 def regex_text(regex: Regex) -> str:

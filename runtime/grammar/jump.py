@@ -21,30 +21,40 @@ TAIL = 6  # committed tokens that the encoding of what follows may depend on
 
 
 def chop(vocabulary: Vocabulary, tail: Sequence[int], forced: bytes, cut: Callable[[bytes], int]) -> list[int]:
-    """Tokens of the forced bytes that may be appended to `tail`; [] when its encoding would change.
+    """Tokens of the forced bytes that may be appended to `tail`.
+
+    Where the end of the tail would be encoded otherwise with them behind it (it is not canonical already: a prompt
+    ended in the middle of a token, or the model wrote it so), only as much of it is looked at as would stay.
 
     cut: forced -> the smallest i such that some token properly extends forced[i:] by bytes that the grammar allows
     behind the forced ones; len(forced) when there is none. See first_extension.
     """
     tokens = vocabulary.tokens
-    before = _since_special(vocabulary, tail)
-    text = b"".join(tokens[token] for token in before) + forced
-    text = text[: len(text) - _unfinished(text)]
-    try:
-        ids = vocabulary.encode(text)
-    except UnicodeDecodeError:  # bytes that are no text, written by the model or across the beginning of the tail
-        return []
-    if ids[: len(before)] != before:
+    limit = cut(forced)
+    if not limit:
         return []
     kept, at = [], 0
-    limit = cut(forced)
-    for token in ids[len(before) :]:
+    for token in _continuation(vocabulary, tail, forced):
         data = tokens[token] if 0 <= token < len(tokens) else b""
         if not data or at + len(data) > limit or not forced.startswith(data, at):
             break  # the last: a tokenizer that rewrites text, as by NFC
         at += len(data)
         kept.append(token)
     return kept
+
+
+def _continuation(vocabulary: Vocabulary, tail: Sequence[int], forced: bytes) -> list[int]:
+    """The ids of the forced bytes behind the longest part of the tail that keeps its ids with them."""
+    before = _since_special(vocabulary, tail)
+    while True:
+        text = b"".join(vocabulary.tokens[token] for token in before) + forced
+        try:
+            ids = vocabulary.encode(text[: len(text) - _unfinished(text)])
+        except UnicodeDecodeError:  # bytes that are no text, written by the model or across the beginning of the tail
+            return []
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+        before = _whole(vocabulary, before[1:])
 
 
 def first_extension(trie: Trie, forced: bytes, allows: Callable[[bytes], bool]) -> int:
@@ -76,15 +86,20 @@ def first_extension(trie: Trie, forced: bytes, allows: Callable[[bytes], bool]) 
 
 
 def _since_special(vocabulary: Vocabulary, tail: Sequence[int]) -> list[int]:
-    """The last tokens that are text, from a character's first byte on."""
+    """The last tokens that are text."""
     before: list[int] = []
     for token in reversed(tail[-TAIL:]):
         if not 0 <= token < vocabulary.size or not vocabulary.tokens[token]:
             break
         before.append(token)
     before.reverse()
+    return _whole(vocabulary, before)
+
+
+def _whole(vocabulary: Vocabulary, before: list[int]) -> list[int]:
+    """Without the first tokens that begin in the middle of a character."""
     while before and vocabulary.tokens[before[0]][0] & 0xC0 == 0x80:
-        del before[0]
+        before = before[1:]
     return before
 
 

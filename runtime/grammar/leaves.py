@@ -73,7 +73,7 @@ class Rows:
     """A byte DFA: int32 [states, 256], -1 for no way on; state 0 first."""
 
     def __init__(self, transitions: NDArray[np.int32], accepting: NDArray[np.bool_]) -> None:
-        self.transitions = transitions
+        self.transitions: Any = memoryview(np.ascontiguousarray(transitions))  # type: ignore[arg-type]  # faster by element
         self.accepting: list[bool] = [bool(ends) for ends in accepting]
         self.open: list[bool] = [bool(row.any()) for row in transitions >= 0]
 
@@ -81,7 +81,7 @@ class Rows:
         return 0
 
     def step(self, state: int, byte: int) -> State | None:
-        after = int(self.transitions[state, byte])
+        after: int = self.transitions[state, byte]
         return None if after < 0 else after
 
     def accepts(self, state: int) -> bool:
@@ -98,7 +98,7 @@ class Unstopped:
     def __init__(self, stops: Sequence[bytes], most: int) -> None:
         self.stops, self.most = frozenset(stops), most
         self.prefixes = frozenset(stop[:size] for stop in stops for size in range(1, len(stop)))
-        self.longest = max(map(len, stops), default=0)
+        self.starts = frozenset(stop[0] for stop in stops if stop)
 
     def begin(self, at: int) -> State:
         return b"", 0
@@ -109,6 +109,8 @@ class Unstopped:
             if count == self.most:
                 return None
             count += 1
+        if not tail and byte not in self.starts:
+            return b"", count
         tail += bytes((byte,))
         ends = [tail[size:] for size in range(len(tail))]  # longest first
         if not self.stops.isdisjoint(ends):

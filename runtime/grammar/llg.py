@@ -29,6 +29,7 @@ FUEL = 50_000_000  # steps that building the lexer may take; the default died in
 _STEP_FUEL = 5_000_000
 _STATES = 5_000_000
 _tokenizers: dict[str, LLTokenizer] = {}
+_singles: dict[str, dict[int, int]] = {}
 _building = threading.Lock()
 
 
@@ -65,7 +66,11 @@ def prepare(vocabulary: Vocabulary) -> LLTokenizer:
 
 def single_bytes(vocabulary: Vocabulary) -> dict[int, int]:
     """The token of each byte that has one of its own."""
-    return {token[0]: number for number, token in enumerate(vocabulary.tokens) if len(token) == 1}
+    found = _singles.get(vocabulary.fingerprint)
+    if found is None:
+        found = {token[0]: number for number, token in enumerate(vocabulary.tokens) if len(token) == 1}
+        _singles[vocabulary.fingerprint] = found
+    return found
 
 
 def limits(fuel: int = FUEL) -> LLParserLimits:
@@ -210,7 +215,7 @@ class LlgGrammar:
             assembly.loose or bool(unnamed),
             assembly.seconds + time.perf_counter() - began,
         )
-        self._prototype.compute_bitmask()  # the first mask warms the lexer; it may be a word longer than is wanted below
+        self._prototype.compute_bitmask()  # the first mask warms the lexer
         self._words = -(-prepare(vocabulary).vocab_size // 32)
         if self._prototype.is_error():
             raise refusal(self._prototype.get_error(), assembly.text)

@@ -99,7 +99,7 @@ class Grammar(Protocol):
     def start(self) -> Matcher: ...
 
     def validate_text(self, text: str) -> str:
-        """"" when a finished text obeys the constraint as written (also what could only be approximated), else why
+        """ "" when a finished text obeys the constraint as written (also what could only be approximated), else why
         not. Only JSON Schema leaves are looked at; cheap when nothing was approximated."""
 
     def device_table(self) -> dict[str, Any] | None:

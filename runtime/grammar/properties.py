@@ -147,10 +147,10 @@ def _named_by(writer: Writes, plan: Plan, shape: Object) -> Plan:
     if not rules:
         return plan
     if plan.patterns:
-        kept = tuple((p, what) for p, what in plan.patterns if not disjoint(p, rules[0]))
-        if kept:
+        both = tuple((p, what) for p, what in plan.patterns if not disjoint(p, rules[0]))
+        if both:
             writer.note("propertyNames beside patternProperties is enforced on named properties only", True)
-            return replace(plan, patterns=kept)
+            return replace(plan, patterns=both)
     return replace(plan, patterns=((rules[0], plan.rest),), rest=FALSE)
 
 
@@ -216,12 +216,12 @@ def _counted(writer: Writes, plan: Plan) -> list[Plan]:
 def _write(writer: Writes, plan: Plan) -> Any:
     properties: dict[str, Any] = {}
     for name, what, needed in plan.named:
-        written = writer.schema(what)
-        if written is False and needed:
+        value = writer.schema(what)
+        if value is False and needed:
             return None
-        if written is not False or plan.open:
-            properties[name] = written
-    written = {"type": "object"}
+        if value is not False or plan.open:
+            properties[name] = value
+    written: dict[str, Any] = {"type": "object"}
     required = plan.required
     if properties:
         written["properties"] = properties
@@ -231,6 +231,9 @@ def _write(writer: Writes, plan: Plan) -> Any:
         written["patternProperties"] = {pattern: writer.schema(what) for pattern, what in plan.patterns}
     if plan.rest != TRUE:
         written["additionalProperties"] = writer.schema(plan.rest)
+    others = [written.get("additionalProperties", {}), *written.get("patternProperties", {}).values()]
+    if plan.low > len(properties) and all(what is False for what in others):
+        return None
     if plan.low > len(required):
         if plan.low > len(required) + 1:
             writer.note("a key written twice counts twice for minProperties", True)

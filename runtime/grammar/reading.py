@@ -14,7 +14,7 @@ import math
 import re
 from dataclasses import replace
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from branchwork.lang.constraint import Invalid, TooBig
@@ -182,7 +182,7 @@ class Reader:
             elif isinstance(value, dict):
                 objects.append(canonical(value))
         edges: list[Bound | None] = [None, *((number, True) for number in sorted(numbers)), None]
-        between = [Number(low=low, high=high) for low, high in zip(edges, edges[1:])]
+        between = [Number(low=low, high=high) for low, high in pairwise(edges)]
         array = [Array(low=1)] if arrays == ["[]"] else [Array(excluded=tuple(arrays))]
         things = [Object(low=1)] if objects == ["{}"] else [Object(excluded=tuple(objects))]
         return (*outside(lits), *between, String(excluded=tuple(texts)), *array, *things)
@@ -201,9 +201,7 @@ class Reader:
         if isinstance(shape, Object):
             if any(self.empty(conj(*(of(group, name) for group in shape.groups)), depth) for name in shape.required):
                 return False
-            return not any(
-                self.holds(name, what) is False for what in shape.names for name in shape.required
-            )
+            return not any(self.holds(name, what) is False for what in shape.names for name in shape.required)
         if isinstance(shape, Array):
             return not any(self.empty(shape.at(index), depth) for index in range(min(shape.low, 64)))
         return True
@@ -306,7 +304,10 @@ class Reader:
             case "if":
                 return [self._condition(raw, scope, watched)]
             case "dependentRequired" | "dependentSchemas" | "dependencies":
-                return [self._depends(name, on, scope, watched, self._places.get(id(raw), LAST)) for name, on in value.items()]
+                return [
+                    self._depends(name, on, scope, watched, self._places.get(id(raw), LAST))
+                    for name, on in value.items()
+                ]
         return []
 
     def _among(self, values: Any) -> tuple[Shape, ...]:

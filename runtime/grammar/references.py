@@ -9,7 +9,7 @@ import re
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
-from jsonschema_specifications import REGISTRY
+from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
 from branchwork.lang.constraint import Invalid, Unsupported
 

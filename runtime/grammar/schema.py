@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import msgspec
 
 from branchwork.lang.constraint import Invalid

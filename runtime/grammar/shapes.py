@@ -43,7 +43,7 @@ def neg(part: Expr) -> Expr:
         return FALSE
     if part == FALSE:
         return TRUE
-    return part[1] if part[0] == "not" else ("not", part)  # type: ignore[no-any-return]
+    return part[1] if part[0] == "not" else ("not", part)
 
 
 def plain(value: Any) -> Any:

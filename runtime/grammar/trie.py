@@ -70,19 +70,34 @@ class Trie:
 
     @cached_property
     def children(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(first, order): the children of node j are order[first[j + 1] : first[j + 2]]; the root is j = -1."""
-        order = np.argsort(self.parent, kind="stable")
-        return np.searchsorted(self.parent[order], np.arange(-1, len(order) + 1)), order
+        """(first, order) in ranks by depth: the rank-th node from the top is order[rank], and its children have the
+        ranks first[rank + 1] .. first[rank + 2] - 1. The root has rank -1."""
+        order = np.argsort(self.nodes["depth"], kind="stable")
+        rank = np.full(len(order) + 1, -1, np.int64)  # the last one is that of the root, node -1
+        rank[order] = np.arange(len(order))
+        return np.searchsorted(rank[self.parent[order]], np.arange(-1, len(order) + 1)), order
+
+    @cached_property
+    def ranked(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """(byte, token) by rank."""
+        nodes = self.nodes[self.children[1]]
+        return np.ascontiguousarray(nodes["byte"]), np.ascontiguousarray(nodes["token"])
+
+    def rank(self, prefix: bytes) -> int:
+        """The rank of the node that ends `prefix`, -1 for the empty one, -2 when there is none."""
+        rank, (first, _), (byte, _) = -1, self.children, self.ranked
+        for value in prefix:
+            begin, end = first[rank + 1], first[rank + 2]
+            rank = int(begin + np.searchsorted(byte[begin:end], value))
+            if rank == end or byte[rank] != value:
+                return -2
+        return rank
 
     def find(self, prefix: bytes) -> tuple[int, int]:
         """(first, behind) of the nodes below `prefix`: those of the tokens that properly extend it. (0, 0) when no
         token begins with it."""
-        node, byte = -1, self.nodes["byte"]
-        first, order = self.children
-        for value in prefix:
-            below = order[first[node + 1] : first[node + 2]]
-            i = int(np.searchsorted(byte[below], value))
-            if i == len(below) or byte[below[i]] != value:
-                return 0, 0
-            node = int(below[i])
-        return node + 1, int(self.nodes["skip"][node]) if node >= 0 else len(byte)
+        rank = self.rank(prefix)
+        if rank < 0:
+            return 0, len(self.nodes) if rank == -1 else 0
+        node = int(self.children[1][rank])
+        return node + 1, int(self.nodes["skip"][node])

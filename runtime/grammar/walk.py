@@ -89,17 +89,20 @@ class Walker:
         return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
 
     def _tokens(self, above: NDArray[np.int64], states: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Tokens below nodes `above` (-1: the root) that may be read from their states."""
-        first, order = self.trie.children
-        byte, token = self.trie.nodes["byte"], self.trie.nodes["token"]
+        """Tokens below the nodes of rank `above` (-1: the root) that may be read from their states."""
+        first = self.trie.children[0]
+        byte, token = self.trie.ranked
         flat, found = self.transitions.reshape(-1), [token[:0]]
         while len(above):
             begin = first[above + 1]
             sizes = first[above + 2] - begin
             before = np.cumsum(sizes) - sizes
-            nodes = order[np.repeat(begin - before, sizes) + np.arange(int(sizes.sum()))]
-            states = flat[np.repeat(states, sizes) * np.int64(256) + byte[nodes]]
-            alive = states >= 0
+            nodes = np.repeat(begin - before, sizes)
+            nodes += np.arange(len(nodes))
+            steps = np.repeat(states * np.int64(256), sizes)
+            steps += byte[nodes]
+            states = flat[steps]
+            alive = np.flatnonzero(states >= 0)
             above, states = nodes[alive], states[alive]
             here = token[above]
             found.append(here[here >= 0])
@@ -107,8 +110,8 @@ class Walker:
 
     def _first_extension(self, run: bytes, state: int) -> int:
         for i in range(max(0, len(run) - self.trie.longest + 1), len(run)):
-            first, behind = self.trie.find(run[i:])
-            if behind > first and len(self._tokens(np.array([first - 1]), np.array([state]))):
+            rank = self.trie.rank(run[i:])
+            if rank >= 0 and len(self._tokens(np.array([rank]), np.array([state]))):
                 return i
         return len(run)
 

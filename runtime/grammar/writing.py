@@ -35,9 +35,7 @@ from branchwork.runtime.grammar.shapes import (
     neg,
 )
 
-FORMATS = frozenset(
-    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
-)
+FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
 _MOST_DEFINITIONS = 5_000
 _DEEPEST = 40  # definitions inside each other; Python's stack has room for three times that
 _ALTERNATIVES = 64  # that one shape may be split into
@@ -269,12 +267,12 @@ class Writer:
         for count in counts:
             for chosen in combinations(places, count):
                 length = max(len(shape.prefix), chosen[-1] + 1 if chosen else 0, skip)
-                prefix = []
+                items: list[Expr] = []
                 for index in range(length):
                     extra = what if index in chosen else not_it if index >= skip else TRUE
-                    prefix.append(conj(shape.at(index), extra))
+                    items.append(conj(shape.at(index), extra))
                 low = max(shape.low, chosen[-1] + 1 if chosen else 0)
-                option = replace(shape, prefix=tuple(prefix), rest=conj(shape.rest, not_it), low=low)
+                option = replace(shape, prefix=tuple(items), rest=conj(shape.rest, not_it), low=low)
                 met = self.reader.both(option, Array())
                 found += self._arrays(met) if isinstance(met, Array) else []
         if len(found) > _ALTERNATIVES:
@@ -358,8 +356,7 @@ def anything_but(texts: tuple[str, ...]) -> str:
         if not heads:
             return "(?s:.)+"
         parts.append("[^" + "".join(map(point, heads)) + "](?s:.*)")
-        for head in heads:
-            parts.append(point(head) + "(?:" + below([tail[1:] for tail in tails if tail[:1] == head]) + ")")
+        parts += [f"{point(head)}(?:{below([tail[1:] for tail in tails if tail[:1] == head])})" for head in heads]
         return "|".join(parts)
 
     def point(char: str) -> str:

@@ -26,7 +26,7 @@ SHAPES = [
     r"def [a-z_]{1,10}\(self\):\n    return self\.[a-z_]{1,10}\n",
     r"数字：\d{1,5}，城市：(北京|上海|北京市|广州)。",
 ]
-WORDS = "Anna the London Systems hello world of Engineering data Paris notes in".split()
+WORDS = ["Anna", "the", "London", "Systems", "hello", "world", "of", "Engineering", "data", "Paris", "in"]
 
 
 def grammar(pattern: str, vocabulary: Vocabulary) -> DfaGrammar:
@@ -79,11 +79,12 @@ def test_a_jump_does_not_move_and_keeps_what_the_model_may_merge() -> None:
     assert quoted.jump([]) == [SMALL.tokens.index(b'": "')]
 
 
-def test_no_jump_where_the_tail_would_be_written_otherwise() -> None:
+def test_a_tail_that_would_be_written_otherwise_stays_and_the_forced_text_is_canonical_from_there() -> None:
     a, c = SMALL.tokens.index(b"a"), SMALL.tokens.index(b"c")
     matcher = grammar("bc!", SMALL).start()
     assert [SMALL.tokens[token] for token in matcher.jump([c])] == [b"bc", b"!"]
-    assert matcher.jump([a]) == []  # "abc" is one token
+    # "abc" is one token, but "a" is committed and has to be followed by "bc"
+    assert [SMALL.tokens[token] for token in matcher.jump([a])] == [b"bc", b"!"]
     assert [SMALL.tokens[token] for token in matcher.jump([a, SMALL.tokens.index(b"")])] == [b"bc", b"!"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -30,23 +31,34 @@ from branchwork.lang.regex import (
 
 SETS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)).map(lambda pair: (pair[0], sum(pair))), max_size=8)
 EVERY = [
-    chr(code) for code in [*range(0, 0x3000), *range(0xD000, 0xD800), *range(0xE000, 0x12000), *range(0x1D400, 0x1D800)]
+    chr(code) for code in [*range(0x3000), *range(0xD000, 0xD800), *range(0xE000, 0x12000), *range(0x1D400, 0x1D800)]
 ]
 
 
 def characters(pattern: str, unicode: bool) -> set[str]:
     tree = parse(pattern, unicode)
     ranges = tree.ranges if isinstance(tree, Chars) else singles(tree.text) if isinstance(tree, Text) else ()
-    return {char for char in EVERY if any(first <= ord(char) <= last for first, last in ranges)}
+    codes = {code for first, last in ranges for code in range(first, last + 1)}
+    return {char for char in EVERY if ord(char) in codes}
 
 
 @pytest.mark.parametrize("unicode", [False, True])
 @pytest.mark.parametrize(
     "pattern",
-    [
-        *r"\w \W \d \D \s \S . [^\n] (?s:.) (?i:k) (?i:ß) (?i:[^k-m]) (?i:ſ) (?i:[Z-a]) (?a:\w) (?i:İ) (?i:\u01c5)".split()
-    ]
-    + [r"[\w-]", r"[^\W_]", r"[\s\d]", r"(?i:[α-ω])", r"[\x00-\x1f]", r"(?ai:k)", r"(?i:µ)"],
+    [r"\w", r"\W", r"\d", r"\D", r"\s", r"\S", ".", r"[^\n]", "(?s:.)", "(?i:k)", "(?i:ß)", "(?i:[^k-m])", "(?i:ſ)"]
+    + [
+        "(?i:[Z-a])",
+        r"(?a:\w)",
+        "(?i:İ)",
+        r"(?i:\u01c5)",
+        r"[\w-]",
+        r"[^\W_]",
+        r"[\s\d]",
+        r"(?i:[α-ω])",
+        r"[\x00-\x1f]",
+        r"(?ai:k)",
+        r"(?i:µ)",
+    ],
 )
 def test_a_set_has_the_characters_that_re_gives_it(pattern: str, unicode: bool) -> None:
     compiled = re.compile(pattern, 0 if unicode else re.ASCII)
@@ -59,7 +71,7 @@ def test_sets_are_algebra_over_characters(left: list[tuple[int, int]], right: li
         return {code for first, last in ranges for code in range(first, last + 1)}
 
     a, b = union(left), union(right)
-    assert members([*a]) == members(left) and all(x[1] + 1 < y[0] for x, y in zip(a, a[1:]))
+    assert members([*a]) == members(left) and all(x[1] + 1 < y[0] for x, y in pairwise(a))
     assert members([*union(a, b)]) == members(left) | members(right)
     assert disjoint(a, b) == (not members(left) & members(right))
     assert complement(complement(a)) == a
@@ -86,7 +98,7 @@ def test_anchors_that_could_matter_are_refused(pattern: str) -> None:
 
 
 def test_errors_have_positions_beyond_escapes_and_classes() -> None:
-    for pattern, position in [(r"\\[(?<=]\(?<=(?<=a)", 13), (r"[\b]\\b\b", 7), (r"(?#(?<=)a)(?<!b)", 10)]:
+    for pattern, position in [(r"\\[(?<=]\(?<=(?<=a)", 13), (r"[\b]\\b\b", 7), (r"(?#(?<=x)a(?<!b)", 10)]:
         with pytest.raises(Unsupported) as caught:
             parse(pattern)
         assert caught.value.position == position
@@ -95,13 +107,13 @@ def test_errors_have_positions_beyond_escapes_and_classes() -> None:
 def test_an_invalid_pattern_says_what_and_where() -> None:
     with pytest.raises(Invalid, match=r"unterminated character set at position 2 in 'ab\[z'"):
         parse("ab[z")
-    with pytest.raises(Invalid, match="nested too deeply|recursion"):
+    with pytest.raises(Invalid, match=r"nested too deeply|recursion"):
         parse("(" * 3000 + ")" * 3000)
     with pytest.raises(Invalid):
         parse("a{99999999999999999999}")
 
 
 def test_it_needs_nothing_of_the_runtime() -> None:
-    code = "import sys, branchwork.lang.regex; print([m for m in sys.modules if 'runtime' in m or m in ('torch', 'numpy')])"
+    code = "import sys, branchwork.lang.regex; print([m for m in sys.modules if m in ('numpy', 'branchwork.runtime')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -58,7 +58,7 @@ def test_one_of_objects_of_which_one_is_closed() -> None:
             {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]},
         ]
     }
-    check(schema, [{}, {"a": 1}, {"b": 1}, {"a": 1, "b": 2}], [{"c": 1}, {"a": "x"}, 1])
+    check(schema, [{}, {"a": 1}, {"b": 1}, {"b": 2, "a": 1}], [{"c": 1}, {"a": "x"}, 1])
 
 
 def test_if_then_else_on_a_constant() -> None:
@@ -142,7 +142,9 @@ def test_counts_of_properties() -> None:
     schema = {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "additionalProperties": False}
     check({**schema, "minProperties": 1}, [{"a": 1}, {"c": 1}, {"a": 1, "c": 1}], [{}, {"d": 1}])
     check({**schema, "maxProperties": 1}, [{}, {"b": 1}], [{"a": 1, "b": 1}])
-    check({**schema, "minProperties": 2, "maxProperties": 2}, [{"a": 1, "c": 1}], [{}, {"a": 1}, {"a": 1, "b": 1, "c": 1}])
+    check(
+        {**schema, "minProperties": 2, "maxProperties": 2}, [{"a": 1, "c": 1}], [{}, {"a": 1}, {"a": 1, "b": 1, "c": 1}]
+    )
 
 
 def test_property_names() -> None:
@@ -239,9 +241,7 @@ NAMES = ("a", "b", "c")
 scalars: Any = st.one_of(st.none(), st.booleans(), st.integers(-3, 12), st.sampled_from(["", "a", "ab", "ba", "xyz"]))
 values: Any = st.recursive(
     scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)),
     max_leaves=4,
 )
 leaves: Any = st.one_of(
