@@ -97,9 +97,30 @@ def parse(pattern: str, unicode: bool = False) -> Tree:
 
 
 @lru_cache(maxsize=256)
-def _parse(pattern: str, unicode: bool) -> Tree:
+def search(pattern: str, unicode: bool = False) -> Tree:
+    """The tree of all texts that have a match of the pattern somewhere in them, as JSON Schema means it: ^ and $ stand
+    at the edges, also at those of top-level alternatives, and $ is the very end. Raises as `parse` does."""
+    parsed = _checked(pattern, unicode)
     try:
-        parsed = _read(pattern, unicode)
+        tree = _Reader(pattern).anywhere(list(parsed), parsed.state.flags)
+    except RecursionError:
+        raise Invalid(f"the groups of {_short(pattern)} are nested too deeply") from None
+    return Scope(tree) if looks(tree) else tree
+
+
+@lru_cache(maxsize=256)
+def _parse(pattern: str, unicode: bool) -> Tree:
+    parsed = _checked(pattern, unicode)
+    try:
+        tree = _Reader(pattern).sequence(list(parsed), parsed.state.flags, True, True)
+    except RecursionError:
+        raise Invalid(f"the groups of {_short(pattern)} are nested too deeply") from None
+    return Scope(tree) if looks(tree) else tree
+
+
+def _checked(pattern: str, unicode: bool) -> Any:
+    try:
+        return _read(pattern, unicode)
     except re.error as error:
         position = -1 if error.pos is None else error.pos
         if re.match(r"bad escape \\[pP]", error.msg):
@@ -109,11 +130,6 @@ def _parse(pattern: str, unicode: bool) -> Tree:
         raise Invalid(f"not a regular expression: {error.msg}{where} in {_short(pattern)}", position) from None
     except (OverflowError, RecursionError) as error:
         raise Invalid(f"not a regular expression that Python reads: {error} in {_short(pattern)}") from None
-    try:
-        tree = _Reader(pattern).sequence(list(parsed), parsed.state.flags, True, True)
-    except RecursionError:
-        raise Invalid(f"the groups of {_short(pattern)} are nested too deeply") from None
-    return Scope(tree) if looks(tree) else tree
 
 
 def _read(pattern: str, unicode: bool) -> Any:
@@ -183,6 +199,7 @@ def _valid(ranges: Iterable[tuple[int, int]]) -> Ranges:
 _TYPE_FLAGS = re.ASCII | re.LOCALE | re.UNICODE
 _BEGINS = (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
 _ENDS = (sre.AT_END, sre.AT_END_STRING)
+_AT_BEGIN, _AT_END = ([(sre.AT, kind) for kind in kinds] for kinds in (_BEGINS, _ENDS))
 _ZERO_WIDTH = (sre.AT, sre.ASSERT, sre.ASSERT_NOT)
 _ATOMIC = getattr(sre, "ATOMIC_GROUP", None)  # from Python 3.11 on
 _POSSESSIVE = getattr(sre, "POSSESSIVE_REPEAT", None)
@@ -248,6 +265,20 @@ class _Reader:
         if op is sre.GROUPREF_EXISTS:
             raise self._unsupported("conditional group", "write the two cases as alternatives")
         raise self._unsupported(str(op).lower(), "")
+
+    def anywhere(self, items: list[Any], flags: int) -> Tree:
+        """All texts with a match in them."""
+        if len(items) == 1 and items[0][0] is sre.BRANCH:
+            return Either(tuple(self.anywhere(list(option), flags) for option in items[0][1][1]))
+        if len(items) == 1 and items[0][0] is sre.SUBPATTERN:
+            _, added, removed, inner = items[0][1]
+            flags = ((flags & ~_TYPE_FLAGS if added & _TYPE_FLAGS else flags) | added) & ~removed
+            return self.anywhere(list(inner), flags)
+        if flags & re.MULTILINE and any(item[0] is sre.AT for item in items):
+            raise self._unsupported("anchor inside the pattern", "(?m) lets it stand at every line")
+        begins, ends = bool(items) and items[0] in _AT_BEGIN, bool(items) and items[-1] in _AT_END
+        found = self.sequence(items, flags, begins, ends)
+        return concat([*([] if begins else [ANYTHING]), found, *([] if ends else [ANYTHING])])
 
     def rest(self, items: list[Any], flags: int, first: bool) -> Tree:
         """A look-ahead's body as the texts that may follow in whole: anything after it unless it ends with $ or \\Z."""

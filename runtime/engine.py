@@ -22,6 +22,7 @@ from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
 from branchwork.runtime.execution.memory import free_memory
 from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
+from branchwork.runtime.grammar.compiled import prepare
 from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.vocabulary import Vocabulary, encoder
 from branchwork.runtime.loading.errors import LoadError
@@ -170,8 +171,9 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     tokens = token_bytes(directory)[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
     say("preparing constraints", 0.0)
     ends = eos_ids(directory)
-    compiler = Compiler(Vocabulary.of(tokens, ends, encoder(load_tokenizer(directory))))
-    compiler.prepare()
+    vocabulary = Vocabulary.of(tokens, ends, encoder(load_tokenizer(directory)))
+    prepare(vocabulary)  # seconds for a large one; workers start with the first constraint
+    compiler = Compiler(vocabulary)
     scheduler = Scheduler(
         PrefixCache(config.pages, config.page_size),
         tokens,

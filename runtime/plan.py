@@ -25,9 +25,9 @@ class Row(msgspec.Struct, frozen=True):
     history: answer ids so far and prompt ids, given only when shape has penalties (frequency and presence count the
         answer, repetition both).
     logprobs: -1, or k for the drawn token's log-probability and the top k.
-    draft: how many of the last `ids` are guesses at what will be drawn. A token is drawn after the last id that is known
-        and after each guess; what follows the first guess that was not drawn is void. History and position are those
-        of the first draw. masked: each of these draws has a mask (a bit per token, set = allowed).
+    draft: how many of the last `ids` are guesses at what will be drawn. A token is drawn after the last known id and
+        after each guess; what follows the first guess that was not drawn is void. History and position are those of
+        the first draw. masked: each of these draws has a mask (a bit per token, set = allowed).
     score_from: index into `ids` of the first token whose log-probability is wanted *as a known token*: for i in
         [max(score_from, 1), len(ids)) token ids[i] is scored from the logits at ids[i-1]. len(ids) for none.
     score_next: tokens that are scored, as known ones, from the logits at the last of `ids`.
@@ -56,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Drawn(msgspec.Struct, frozen=True):
-    """What came of one row. tokens: as drawn, in order; more than one when guesses came true. scores: theirs, when asked.
+    """What came of one row. tokens: as drawn, in order; several when guesses came true. scores: theirs, when asked.
 
     fault: why a row that should have drawn has no token; its request ends with that, the others go on.
     known: scores of known tokens in order, then score_next's.

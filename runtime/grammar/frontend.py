@@ -121,8 +121,8 @@ def _small(tree: Tree, size: int) -> Table | None:
 
 def regex_text(regex: Regex) -> str:
     """The pattern in Rust's syntax, without look-ahead and safe between the slashes of a Lark terminal."""
-    tree = simplify(parse(regex.pattern, regex.unicode))
-    if looks(tree):
+    tree = _plain(simplify(parse(regex.pattern, regex.unicode)))
+    if tree is None:
         position = max(regex.pattern.find("(?="), regex.pattern.find("(?!"))
         raise Unsupported("look-ahead", position, "here only automata of limited size have it: simplify the regex")
     if tree == NOTHING:
@@ -132,10 +132,20 @@ def regex_text(regex: Regex) -> str:
 
 def free_regex(free: Free) -> str:
     """A Free's text as a Rust pattern. Raises Unsupported where that takes look-ahead."""
-    tree = simplify(_free(free))
-    if looks(tree):
+    tree = _plain(simplify(_free(free)))
+    if tree is None:
         raise Unsupported("max_chars with longer stops", -1, "use stops of one character, or no max_chars, here")
     return rust(tree)
+
+
+def _plain(tree: Tree) -> Tree | None:
+    """Without look-ahead, None where that would take too long."""
+    if not looks(tree):
+        return tree
+    from branchwork.runtime.grammar import algebra  # and interegular with it, which few constraints need
+
+    found = algebra.plain(tree)
+    return found and simplify(found)
 
 
 # --- constraints to trees

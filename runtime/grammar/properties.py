@@ -79,8 +79,7 @@ def object_options(writer: Writes, shape: Object) -> list[Any]:
 
 def _plan(writer: Writes, shape: Object) -> Plan | None:
     reader = writer.reader
-    groups = sorted(shape.groups, key=lambda group: group.place)
-    names = list(dict.fromkeys([n for group in groups for n, _ in group.properties] + list(shape.required)))
+    names = list(dict.fromkeys([n for group in shape.groups for n, _ in group.properties] + list(shape.required)))
     named: list[tuple[str, Expr, bool]] = []
     for name in names:
         what = conj(*(of(group, name) for group in shape.groups))

@@ -23,7 +23,6 @@ from branchwork.runtime.grammar.shapes import (
     ANYTHING,
     ATOMS,
     FALSE,
-    LAST,
     TRUE,
     Array,
     Bound,
@@ -60,6 +59,11 @@ _STRING = ("minLength", "maxLength", "pattern", "format")
 _ARRAY = ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains")
 _OBJECT = ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties")
 _LOCAL = frozenset((*_NUMBER, *_STRING, *_ARRAY, *_OBJECT, "type", "propertyNames", "maxContains", "nullable"))
+_CONDITIONS = frozenset(("if", "not", "dependentRequired", "dependentSchemas", "dependencies"))
+
+
+class Circular(Invalid):
+    """An expression is needed to work itself out."""
 
 
 class Reader:
@@ -73,8 +77,6 @@ class Reader:
         self._numbers: dict[tuple[int, tuple[str, ...]], Expr] = {}
         self._known: dict[tuple[Expr, bool], tuple[Shape, ...]] = {}
         self._open: set[tuple[Expr, bool]] = set()
-        self._places: dict[int, int] = {}
-        self._take_places(root)
         self.root = self.node(root, ())
 
     def node(self, raw: Any, scope: tuple[str, ...]) -> Expr:
@@ -95,25 +97,17 @@ class Reader:
             self._nodes.append(raw)
         return self._numbers[key]
 
-    def _take_places(self, node: Any) -> None:
-        """Number the schema's objects in the order of its text."""
-        stack = [node]
-        while stack:
-            found = stack.pop()
-            if isinstance(found, dict):
-                self._places.setdefault(id(found), len(self._places))
-            inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-            stack += reversed(list(inside))
-
     def union(self, expr: Expr, watched: bool = False) -> tuple[Shape, ...]:
         """The shapes of an expression's values."""
         key = (expr, watched)
         if key not in self._known:
             if key in self._open:
-                raise Invalid("a subschema refers to itself without an object or array in between")
+                raise Circular("a subschema refers to itself without an object or array in between")
             self._open.add(key)
-            self._known[key] = self._work_out(expr, watched)
-            self._open.discard(key)
+            try:
+                self._known[key] = self._work_out(expr, watched)
+            finally:
+                self._open.discard(key)
         return self._known[key]
 
     def _work_out(self, expr: Expr, watched: bool) -> tuple[Shape, ...]:
@@ -191,9 +185,13 @@ class Reader:
         """Whether nothing satisfies it, as far as looking `depth` levels down tells."""
         if expr == FALSE:
             return True
-        if expr == TRUE or depth == 0 or (expr, False) in self._open:
+        if expr == TRUE or depth == 0:
             return False
-        return not any(self._satisfiable(shape, depth - 1) for shape in self.union(expr))
+        try:
+            shapes = self.union(expr)
+        except Circular:  # asked while it is itself being worked out: nothing speaks against it yet
+            return False
+        return not any(self._satisfiable(shape, depth - 1) for shape in shapes)
 
     def _satisfiable(self, shape: Shape, depth: int) -> bool:
         if depth == 0:
@@ -265,7 +263,7 @@ class Reader:
         late = [key for key in ("unevaluatedProperties", "unevaluatedItems") if key in raw and draft >= 2019]
         inside = watched or bool(late)
         unions: dict[str, list[tuple[Shape, ...]]] = {}
-        for key, value in raw.items():
+        for key, value in sorted(raw.items(), key=lambda entry: _turn(entry[0])):
             if key not in _LOCAL:
                 unions[key] = [] if key == "oneOf" else self._applied(key, value, raw, scope, inside)
             elif "" not in unions:
@@ -304,10 +302,7 @@ class Reader:
             case "if":
                 return [self._condition(raw, scope, watched)]
             case "dependentRequired" | "dependentSchemas" | "dependencies":
-                return [
-                    self._depends(name, on, scope, watched, self._places.get(id(raw), LAST))
-                    for name, on in value.items()
-                ]
+                return [self._depends(name, on, scope, watched) for name, on in value.items()]
         return []
 
     def _among(self, values: Any) -> tuple[Shape, ...]:
@@ -356,13 +351,13 @@ class Reader:
         held = self._all([self.union(asked, watched), self.union(then, watched)])
         return tuple(dict.fromkeys((*held, *self._all([self.union(neg(asked)), self.union(other, watched)]))))
 
-    def _depends(self, name: str, on: Any, scope: tuple[str, ...], watched: bool, place: int) -> tuple[Shape, ...]:
+    def _depends(self, name: str, on: Any, scope: tuple[str, ...], watched: bool) -> tuple[Shape, ...]:
         others = tuple(shape for shape in ANYTHING if not isinstance(shape, Object))
         absent = Object(groups=(Group(((name, FALSE),)),))
         if isinstance(on, (list, str)):
             return (*others, absent, Object(required=(name, *([on] if isinstance(on, str) else on))))
         met = self._all([(*others, Object(required=(name,))), self.union(self.node(on, scope), watched)])
-        first = Group(((name, TRUE),), place=place)
+        first = Group(((name, TRUE),))
         met = tuple(
             replace(shape, groups=(first, *shape.groups)) if isinstance(shape, Object) else shape for shape in met
         )
@@ -438,7 +433,7 @@ class Reader:
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise Invalid(f"required is a list of names, not {str(required)[:60]!r}")
         names = (self.node(raw["propertyNames"], scope),) if "propertyNames" in raw else ()
-        group = Group(properties, patterns, rest, self._places.get(id(raw), LAST))
+        group = Group(properties, patterns, rest)
         names_seen = tuple(name for name, _ in properties), tuple(pattern for pattern, _ in patterns)
         return possible(
             Object(
@@ -450,6 +445,11 @@ class Reader:
                 seen=None if "additionalProperties" in raw else names_seen,
             )
         )
+
+
+def _turn(keyword: str) -> int:
+    """What says most of an object's order first: its own properties, then what is put together, then conditions."""
+    return 0 if keyword in _LOCAL else 2 if keyword in _CONDITIONS else 1
 
 
 def of(group: Group, name: str) -> Expr:

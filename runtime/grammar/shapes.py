@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 Expr = tuple[Any, ...]
 TRUE: Expr = ("true",)
 FALSE: Expr = ("false",)
-LAST = 1 << 60
 Bound = tuple[Fraction, bool]  # a limit, and whether it is itself outside
 
 
@@ -113,13 +112,11 @@ class Array:
 
 @dataclass(frozen=True)
 class Group:
-    """properties, patternProperties and additionalProperties of one schema object. place: where it stands in the
-    schema's text; properties are written in that order."""
+    """properties, patternProperties and additionalProperties of one schema object."""
 
     properties: tuple[tuple[str, Expr], ...] = ()
     patterns: tuple[tuple[str, Expr], ...] = ()
     rest: Expr = TRUE
-    place: int = field(default=LAST, compare=False)
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Some:
 
 @dataclass(frozen=True)
 class Object:
-    """All groups hold. names: what every name must be. seen: names and patterns that some keyword has evaluated, None
+    """All groups hold; properties are written in their order. names: what every name must be. seen: names and patterns that some keyword has evaluated, None
     for all."""
 
     groups: tuple[Group, ...] = ()
@@ -321,7 +318,7 @@ def _outside_object(shape: Object) -> list[Shape]:
     for group in shape.groups:
         for name, what in group.properties:
             if what != TRUE:
-                found.append(Object(groups=(Group(((name, neg(what)),), place=group.place),), required=(name,)))
+                found.append(Object(groups=(Group(((name, neg(what)),)),), required=(name,)))
         for pattern, what in group.patterns:
             if what != TRUE:
                 found.append(Object(some=(Some((), (), pattern, neg(what)),), low=1))

@@ -6,6 +6,7 @@ Knows: machine, transcripts, wire. Must not know: sockets, tokenizers' insides, 
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -131,7 +132,7 @@ class Host:
                     self._questions[message.number].set_result(message.value)
                 continue
             if isinstance(message, (wire.Tokens, wire.Finished, wire.Scored, wire.Failed)):
-                self._on_event(message)
+                self._hear(message)
 
     def restart(self) -> list[wire.ToEngine]:
         """The engine was lost: everything under way again, from the exact transcripts and seeds kept here."""
@@ -139,6 +140,19 @@ class Host:
         for number, (_, _, work) in self._under_way.items():
             again.append(work.restart() if isinstance(work, Sample) else work.score(number, self._texts.neutral))
         return again
+
+    def _hear(self, event: wire.Event) -> None:
+        """One program's fault in here ends its own node; the gateway and everybody else go on."""
+        found = self._under_way.get(event.id)
+        try:
+            self._on_event(event)
+        except Exception as error:
+            traceback.print_exc()
+            if found is not None:
+                session, call, _ = found
+                self._under_way.pop(event.id, None)
+                session.machine.fail(call.id, "gateway_error", f"{type(error).__name__}: {error}")
+                self._advance(session)
 
     def _on_event(self, event: wire.Event) -> None:
         found = self._under_way.get(event.id)

@@ -69,8 +69,8 @@ class Waiting:
         found: list[tuple[Submit, Grammar | Failed]] = []
         for constraint, outcome in self._grammars.poll():
             for message in self._parked.pop(constraint, []):
-                refused = isinstance(outcome, ConstraintError)
-                found.append((message, _refused(message, outcome) if refused else outcome))
+                given = _refused(message, outcome) if isinstance(outcome, ConstraintError) else outcome
+                found.append((message, given))
         return found
 
     def cancel(self, number: int) -> bool:
