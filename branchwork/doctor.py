@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import zmq
@@ -16,6 +17,8 @@ import zmq
 from branchwork.kernels import table
 from branchwork.kernels.cpu import native
 from branchwork.runtime.config import cores, free_memory
+from branchwork.runtime.grammar import walk
+from branchwork.runtime.grammar.store import default_folder
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.models.registry import FAMILIES, load_spec
@@ -27,6 +30,7 @@ def examine() -> list[tuple[str, list[tuple[str, ...]]]]:
     return [
         ("machine", _machine()),
         ("kernels", [(c.op, c.chosen, "; ".join(f"{name}: {why}" for name, why in c.missing)) for c in choices]),
+        ("constraints", _constraints()),
         ("models", _models()),
     ]
 
@@ -45,6 +49,19 @@ def _machine() -> list[tuple[str, ...]]:
         ("CURVE keys", "available" if zmq.has("curve") else "not in this zmq: no serving to other machines", ""),
         ("threads", os.environ.get("OMP_NUM_THREADS", "chosen by the runtime"), ""),
     ]
+
+
+def _constraints() -> list[tuple[str, ...]]:
+    walking, hint = ("native code", "") if walk.available else ("numpy", "no C compiler at install time: slower masks")
+    rows: list[tuple[str, ...]] = [
+        ("byte automata", f"outlines-core {version('outlines-core')}, masks by {walking}", hint),
+        ("schemas, grammars", f"llguidance {version('llguidance')}", ""),
+    ]
+    try:
+        rows.append(("last fallback", f"xgrammar {version('xgrammar')}", "what it enforces is checked afterwards"))
+    except PackageNotFoundError:
+        rows.append(("last fallback", "none", "pip install 'branchwork[xgrammar]' adds one"))
+    return [*rows, ("compiled grammars", str(default_folder()), "may be deleted at any time")]
 
 
 def _models() -> list[tuple[str, ...]]:

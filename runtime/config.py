@@ -20,6 +20,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     context: longest transcript in tokens (at most the model's own). policy: order of waiting requests, lpm | fcfs.
     threads: CPU threads of the engine. window: nodes a client may have under way.
     max_branches: branches of one program. restarts: engine restarts before the gateway gives up.
+    grammar_backend: auto | dfa | llguidance | xgrammar for all constraints. grammar_seconds, grammar_memory: what
+    compiling one may take, in seconds (a DFA gets one at most, then llguidance takes over) and in GiB.
     """
 
     model: str = "sapling"
@@ -37,6 +39,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     window: int = 8192
     max_branches: int = 4096
     restarts: int = 3
+    grammar_backend: str = "auto"
+    grammar_seconds: float = 10.0
+    grammar_memory: float = 1.0
 
 
 class ConfigError(ValueError):
@@ -71,11 +76,14 @@ _AT_LEAST = {
     "max_branches": 1,
     "restarts": 0,
     "memory": 0,
+    "grammar_seconds": 0.01,
+    "grammar_memory": 0.05,
 }
 _ONE_OF = {
     "dtype": ("auto", "float32", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
     "policy": ("lpm", "fcfs"),
+    "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
 _GPU_SHARE = 0.85

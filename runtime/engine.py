@@ -24,6 +24,7 @@ from branchwork.runtime.execution.memory import free_memory
 from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
 from branchwork.runtime.grammar.compiled import prepare
 from branchwork.runtime.grammar.pool import Compiler
+from branchwork.runtime.grammar.recipe import Options
 from branchwork.runtime.grammar.vocabulary import Vocabulary, encoder
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
@@ -142,6 +143,16 @@ class Engine:
         return self._scheduler.stats()
 
 
+def limits_of(config: Config) -> Options:
+    """What compiling a constraint may take."""
+    return Options(
+        backend=config.grammar_backend,
+        dfa_seconds=min(Options().dfa_seconds, config.grammar_seconds),
+        seconds=config.grammar_seconds,
+        memory=int(config.grammar_memory * 2**30),
+    )
+
+
 class Built(NamedTuple):
     """compiled: a descriptor that can be read when constraints have been compiled. notes: what was decided, and why."""
 
@@ -173,7 +184,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     ends = eos_ids(directory)
     vocabulary = Vocabulary.of(tokens, ends, encoder(load_tokenizer(directory)))
     prepare(vocabulary)  # seconds for a large one; workers start with the first constraint
-    compiler = Compiler(vocabulary)
+    compiler = Compiler(vocabulary, limits_of(config))
     scheduler = Scheduler(
         PrefixCache(config.pages, config.page_size),
         tokens,

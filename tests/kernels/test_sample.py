@@ -152,3 +152,21 @@ def test_uniforms_never_change_between_versions() -> None:
 
 
 UNIFORMS_OF_VERSION_ONE = [0.6524484863740322, 0.36818951565166946, 0.7717808439487395]
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 7, 300, 4096, 4097, 6000])
+def test_masks_of_few_and_of_many_tokens_draw_what_the_definition_draws(allowed: int, width: int) -> None:
+    """Few allowed tokens are gathered, many are masked in place: at both sides of the border the same token."""
+    rng = np.random.default_rng(allowed)
+    vocab, rows = 6001, 24
+    logits = torch.from_numpy(rng.normal(0, 4, (rows, vocab)).astype(np.float32))
+    bits = np.zeros((rows, -(-vocab // 32) * 32), np.uint8)
+    for row in bits:
+        row[rng.choice(vocab, allowed, replace=False)] = 1
+    masks = torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32))
+    which = np.arange(rows)
+    for shape in ((0.0, -1, 1.0, 0.0), (1.3, -1, 1.0, 0.0), (0.9, 5, 0.9, 0.01)):
+        given = draws(*shape, rng.random(rows))
+        found = cpu.sample(logits, given, which, masks, which)
+        assert found.tolist() == reference.sample(logits, given, which, masks, which).tolist()
+        assert (found == reference.ALL_MASKED).all() == (allowed == 0)
