@@ -98,7 +98,9 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Token counts of one request. Never preempted: reused + computed = prompt + answer - 1."""
+    """Token counts of one request. Never preempted: reused + computed = prompt + answer - 1; less when the answer ends
+    with tokens that its constraint forced, which nobody has to compute.
+    """
 
     prompt: int
     reused: int  # prompt tokens whose KV was in the tree when the request started
