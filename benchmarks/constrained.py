@@ -83,7 +83,7 @@ def _round(runtime: bw.Runtime, knobs: dict[str, Any], number: int) -> tuple[flo
 def random_schema(draw: random.Random, depth: int = 0) -> dict[str, Any]:
     """A schema whose values are short: objects, arrays, strings with lengths and patterns, numbers, enums, unions."""
     kinds = ["string", "pattern", "integer", "boolean", "null", "enum", "const", "format"]
-    kind = "object" if depth == 0 else draw.choice(kinds + (["object", "array", "anyOf"] if depth < 3 else []))
+    kind = "object" if depth == 0 else draw.choice(kinds + (["object", "array", "anyOf"] if depth < 2 else []))
     match kind:
         case "object":
             names = draw.sample(
@@ -121,7 +121,7 @@ def random_schema(draw: random.Random, depth: int = 0) -> dict[str, Any]:
 
 @bw.function
 def invented(s: Any, schema: dict[str, Any], seed: int) -> None:
-    s += "A value:\n" + bw.gen("value", json_schema=schema, temperature=1.5, seed=seed, max_tokens=700)
+    s += "A value:\n" + bw.gen("value", json_schema=schema, temperature=1.5, seed=seed, max_tokens=1900)
 
 
 def validity(runtime: bw.Runtime, count: int, console: Console, seed: int = 0) -> dict[str, int]:

@@ -66,8 +66,8 @@ class Answer:
         ending = self.stops.feed(token)
         if self.matcher is not None and not self.matcher.error:
             self.matcher.accept([token])
-            if ending is None and self.matcher.is_done:
-                return self.stops.end("stop")
+            if self.matcher.is_done and (ending is None or ending.reason == "length"):
+                return self.stops.end("stop")  # nothing may follow
         return ending
 
     def propose(self, known: array[int]) -> Ending | None:
