@@ -1,9 +1,6 @@
 """GBNF (llama.cpp) and W3C-style EBNF grammars, read with positions and written as Lark for llguidance.
 
-Knows: the two syntaxes, Lark. Must not know: vocabularies, matchers.
-
-Both define languages of characters: there is no lexer that would prefer long lexemes. So a rule is written with
-lexemes of one character, except where a longer one cannot be confused with another (see `_lexemes`).
+Knows: the two syntaxes. Must not know: Lark, vocabularies, matchers.
 """
 
 from __future__ import annotations
@@ -12,6 +9,8 @@ import re
 from dataclasses import dataclass, field
 
 from branchwork.lang.constraint import Invalid, Unsupported
+from branchwork.runtime.grammar.lexemes import lark
+from branchwork.runtime.grammar.rules import Chars, Either, Name, Node, Row, Text, Times
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _RULE = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)\s*::=")
@@ -30,45 +29,7 @@ def to_lark(text: str, syntax: str) -> str:
     root = "root" if "root" in rules else next(iter(rules)) if syntax == "ebnf" else ""
     if not root:
         raise Invalid("a GBNF grammar needs a rule named root", len(text))
-    return _write(rules, root)
-
-
-@dataclass(frozen=True)
-class Chars:
-    """One character in (or, if negated, not in) the ranges."""
-
-    ranges: tuple[tuple[int, int], ...]
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
-
-
-@dataclass(frozen=True)
-class Name:
-    name: str
-
-
-@dataclass(frozen=True)
-class Times:
-    part: Node
-    least: int
-    most: int | None
-
-
-@dataclass(frozen=True)
-class Row:
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Either:
-    parts: tuple[Node, ...]
-
-
-Node = Chars | Text | Name | Times | Row | Either
+    return lark(rules, root)
 
 
 @dataclass
@@ -259,47 +220,3 @@ class _Reader:
         if not ranges and not negated:
             raise Invalid("an empty character class matches nothing", opened)
         return Chars(tuple(ranges), negated)
-
-
-# --- writing
-
-
-def _write(rules: dict[str, Node], root: str) -> str:
-    names = {name: f"g{number}" for number, name in enumerate(rules)}
-    lexemes: dict[str, str] = {}
-    body = [f"{names[name]}: {_lark(node, names, lexemes)}" for name, node in rules.items()]
-    terminals = [f"{name}: {pattern}" for pattern, name in lexemes.items()]
-    return "\n".join(["%llguidance {}", f"start: {names[root]}", *body, *terminals]) + "\n"
-
-
-def _lark(node: Node, names: dict[str, str], lexemes: dict[str, str]) -> str:
-    match node:
-        case Name(name):
-            return names[name]
-        case Text(text):
-            return " ".join(_lexeme(Chars(((ord(char), ord(char)),)), lexemes) for char in text) or '""'
-        case Chars():
-            return _lexeme(node, lexemes)
-        case Times(part, least, most):
-            bounds = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((least, most), f"{{{least},{most or ''}}}")
-            return '""' if most == 0 else f"({_lark(part, names, lexemes)}){bounds}"
-        case Row(parts):
-            return " ".join(_lark(part, names, lexemes) for part in parts) or '""'
-        case Either(parts):
-            return "(" + " | ".join(_lark(part, names, lexemes) for part in parts) + ")"
-
-
-def _lexeme(chars: Chars, lexemes: dict[str, str]) -> str:
-    pattern = f"/{_class(chars)}/"
-    return lexemes.setdefault(pattern, f"C{len(lexemes)}")
-
-
-def _class(chars: Chars) -> str:
-    inside = "".join(
-        f"\\x{{{low:x}}}" + (f"-\\x{{{high:x}}}" if high > low else "")
-        for low, high in chars.ranges
-        if not (low >= 0xD800 and high <= 0xDFFF)
-    )
-    if not inside:
-        return "(?s:.)"
-    return f"[{'^' if chars.negated else ''}{inside}]"

@@ -38,7 +38,7 @@ def nothing_matches(expression: str) -> bool:
     rules = f"start: {expression}\n" if expression.startswith("%") else f"start: T\nT: {expression}\n"
     asked = ask(rules)
     if asked.is_error():
-        return asked.get_error().startswith("Unsatisfiable")
+        return "Unsatisfiable" in asked.get_error().split("\n")[0]
     return not any(asked.compute_bitmask()[:32]) and not asked.is_accepting()
 
 
@@ -54,6 +54,16 @@ def takes_pattern(pattern: str) -> bool:
     """Whether llguidance reads a pattern of JSON Schema."""
     schema: dict[str, Any] = {"type": "string", "pattern": pattern}
     return not ask(f"start: %json {json.dumps(schema)}\n").is_error()
+
+
+@lru_cache(maxsize=4096)
+def verdict(schema: str) -> str:
+    """What llguidance says against a JSON Schema: "" for nothing, "empty", "undecided", or its own words."""
+    asked = ask(f"start: %json {schema}\n")
+    if not asked.is_error():
+        return ""
+    said = str(asked.get_error())
+    return "undecided" if "Unable to determine" in said else "empty" if "Unsatisfiable" in said else said
 
 
 def slashed(pattern: str) -> str:

@@ -84,6 +84,15 @@ def limits(fuel: int = FUEL) -> LLParserLimits:
     )
 
 
+class _Scratch(threading.local):
+    """Where llguidance writes a mask, one for each thread: its address costs as much to ask for as a mask to fill."""
+
+    def __init__(self, written: int, words: int) -> None:
+        whole = np.zeros(max(written, words), np.int32)
+        self.words = whole[:words]
+        self.pointer, self.size = whole.ctypes.data, 4 * written
+
+
 class LlgMatcher:
     """A cursor; see matcher.Matcher."""
 
@@ -94,18 +103,20 @@ class LlgMatcher:
         self.error = ""
 
     def mask_into(self, row: Row) -> None:
-        row.fill(0)
-        if self.error or self._ended:
-            return
-        vocabulary = self._grammar.vocabulary
-        if not self._inner.is_stopped():
-            words = self._grammar.scratch()
-            self._inner.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-            np.bitwise_and(words[: vocabulary.words], vocabulary.ordinary_mask, out=row[: vocabulary.words])
+        inner, grammar = self._inner, self._grammar
+        if self.error or self._ended or inner.is_stopped():
+            row.fill(0)
+        else:
+            scratch = grammar.scratch
+            inner.unsafe_compute_mask_ptr(scratch.pointer, scratch.size)
+            np.bitwise_and(scratch.words, grammar.ordinary, out=row[: grammar.words])
+            if len(row) > grammar.words:
+                row[grammar.words :] = 0
         if self._broken():
             row.fill(0)
-        elif self._inner.is_accepting():
-            np.bitwise_or(row[: vocabulary.words], self._grammar.ends, out=row[: vocabulary.words])
+        elif not self._ended and inner.is_accepting():
+            for word, bit in grammar.ends:
+                row[word] |= bit
 
     def accept(self, tokens: Sequence[int]) -> int:
         if self.error or self._ended:
@@ -216,14 +227,13 @@ class LlgGrammar:
             assembly.seconds + time.perf_counter() - began,
         )
         self._prototype.compute_bitmask()  # the first mask warms the lexer
-        self._words = -(-prepare(vocabulary).vocab_size // 32)
+        self.words = vocabulary.words
+        self.scratch = _Scratch(-(-prepare(vocabulary).vocab_size // 32), self.words)
+        self.ordinary = vocabulary.ordinary_mask
         if self._prototype.is_error():
             raise refusal(self._prototype.get_error(), assembly.text)
-        self.ends = vocabulary.eos_mask
+        self.ends = [(int(word), vocabulary.eos_mask[word]) for word in np.flatnonzero(vocabulary.eos_mask)]
         self.single = single_bytes(vocabulary)
-
-    def scratch(self) -> Row:
-        return np.empty(self._words, np.int32)
 
     def start(self) -> LlgMatcher:
         return LlgMatcher(self, self._prototype.deep_copy())

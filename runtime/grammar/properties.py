@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Protocol
 
-from branchwork.runtime.grammar.emptiness import disjoint
-from branchwork.runtime.grammar.reading import Reader, chosen, of
-from branchwork.runtime.grammar.shapes import FALSE, TRUE, Expr, Lits, Object, Some, String, conj
+from branchwork.runtime.grammar.keys import further
+from branchwork.runtime.grammar.reading import Reader
+from branchwork.runtime.grammar.shapes import FALSE, TRUE, Expr, Object, Some, conj
+from branchwork.runtime.grammar.values import chosen, of
 
 _MOST_OPTIONAL = 6  # optional properties whose subsets are all written out
 _MOST_LINEAR = 64
@@ -90,67 +91,9 @@ def _plan(writer: Writes, shape: Object) -> Plan | None:
         if what == FALSE and name in shape.required:
             return None
         named.append((name, what, name in shape.required))
-    rest = conj(*(group.rest for group in shape.groups))
-    patterns: dict[str, Expr] = {}
-    for pattern in dict.fromkeys(p for group in shape.groups for p, _ in group.patterns):
-        parts = []
-        for group in shape.groups:
-            own = [what for known, what in group.patterns if known == pattern]
-            parts.append(conj(*own) if own else group.rest)
-        spelled = writer.translated(pattern)
-        if spelled is None:  # what it said of values is lost; nothing is said of the names that it would have matched
-            rest = TRUE if rest == FALSE else rest
-        elif (what := conj(*parts)) != rest:
-            patterns[spelled] = conj(what, patterns.get(spelled, TRUE))
-    plan = Plan(tuple(named), _apart(writer, patterns), rest, shape.low, shape.high)
-    return _named_by(writer, plan, shape) if shape.names else plan
-
-
-def _apart(writer: Writes, patterns: dict[str, Expr]) -> tuple[tuple[str, Expr], ...]:
-    """Patterns that overlap become one, under which all that each says holds."""
-    groups: list[tuple[list[str], Expr]] = []
-    for pattern, what in patterns.items():
-        meets = [group for group in groups if not all(disjoint(pattern, other) for other in group[0])]
-        if meets:
-            writer.note("names matching one of several overlapping patterns must satisfy all of them", False)
-        merged = [other for group in meets for other in group[0]] + [pattern]
-        groups = [group for group in groups if group not in meets]
-        groups.append((merged, conj(*(said for _, said in meets), what)))
-    return tuple((p[0] if len(p) == 1 else "|".join(f"(?:{one})" for one in p), what) for p, what in groups)
-
-
-def _named_by(writer: Writes, plan: Plan, shape: Object) -> Plan:
-    """What propertyNames leaves of the properties that are not named."""
-    reader = writer.reader
-    allowed = [kind for kind in reader.union(conj(*shape.names)) if reader.texts(kind)]
-    known = {name for name, _, _ in plan.named}
-    literal = [v for kind in allowed if isinstance(kind, Lits) for v in kind.values if v[0] == '"']
-    texts = [kind for kind in allowed if isinstance(kind, String)]
-    if not texts:
-        more: list[tuple[str, Expr, bool]] = []
-        for value in literal:
-            name = str(reader.values.get(value, value[1:-1]))
-            if name not in known:
-                more.append((name, conj(*(of(group, name) for group in shape.groups)), False))
-        return replace(plan, named=(*plan.named, *more), patterns=(), rest=FALSE)
-    if len(texts) > 1 or literal:
-        writer.note("propertyNames with alternatives is enforced on named properties only", True)
-        return plan
-    only = texts[0]
-    plan = replace(plan, named=(*plan.named, *((name, FALSE, False) for name in only.excluded if name not in known)))
-    rules = [kept for pattern in only.patterns if (kept := writer.translated(pattern)) is not None]
-    if only.low or only.high is not None:
-        rules.append(f"^(?s:.){{{only.low},{'' if only.high is None else only.high}}}$")
-    if only.nots or len(rules) > 1:
-        writer.note("propertyNames is enforced in part on properties that are not named", True)
-    if not rules:
-        return plan
-    if plan.patterns:
-        both = tuple((p, what) for p, what in plan.patterns if not disjoint(p, rules[0]))
-        if both:
-            writer.note("propertyNames beside patternProperties is enforced on named properties only", True)
-            return replace(plan, patterns=both)
-    return replace(plan, patterns=((rules[0], plan.rest),), rest=FALSE)
+    others = further(writer, shape, set(names))
+    named += [(name, what, False) for name, what in others.named]
+    return Plan(tuple(named), others.patterns, others.rest, shape.low, shape.high)
 
 
 def _with(writer: Writes, plan: Plan, some: Some) -> list[Plan]:

@@ -10,18 +10,18 @@ what was evaluated.
 from __future__ import annotations
 
 import json
-import math
-import re
 from dataclasses import replace
-from fractions import Fraction
 from itertools import combinations, pairwise
 from typing import Any
 
 from branchwork.lang.constraint import Invalid, TooBig
+from branchwork.lang.regex import NOTHING
+from branchwork.runtime.grammar import values
+from branchwork.runtime.grammar.keywords import LOCAL, listed, local
+from branchwork.runtime.grammar.patterns import texts
 from branchwork.runtime.grammar.references import References
 from branchwork.runtime.grammar.shapes import (
     ANYTHING,
-    ATOMS,
     FALSE,
     TRUE,
     Array,
@@ -32,7 +32,6 @@ from branchwork.runtime.grammar.shapes import (
     Number,
     Object,
     Shape,
-    Some,
     String,
     canonical,
     conj,
@@ -42,23 +41,10 @@ from branchwork.runtime.grammar.shapes import (
     outside,
     possible,
 )
+from branchwork.runtime.grammar.values import fraction, of
 
 MOST_SHAPES = 600  # of one union; past it a part is left out, and named
 _MOST_NODES = 20_000
-_TYPES: dict[str, tuple[Shape, ...]] = {
-    "null": (Lits(("null",)),),
-    "boolean": (Lits(("false", "true")),),
-    "number": (Number(),),
-    "integer": (Number(integer=True),),
-    "string": (String(),),
-    "array": (Array(),),
-    "object": (Object(),),
-}
-_NUMBER = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_STRING = ("minLength", "maxLength", "pattern", "format")
-_ARRAY = ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains")
-_OBJECT = ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties")
-_LOCAL = frozenset((*_NUMBER, *_STRING, *_ARRAY, *_OBJECT, "type", "propertyNames", "maxContains", "nullable"))
 _CONDITIONS = frozenset(("if", "not", "dependentRequired", "dependentSchemas", "dependencies"))
 
 
@@ -117,7 +103,7 @@ class Reader:
             return ()
         match expr[0]:
             case "and":
-                return self._all([self.union(part, watched) for part in expr[1]])
+                return self.all([self.union(part, watched) for part in expr[1]])
             case "or":
                 return tuple(dict.fromkeys(shape for part in expr[1] for shape in self.union(part, watched)))
             case "not":
@@ -132,7 +118,7 @@ class Reader:
 
     # --- putting unions together
 
-    def _all(self, unions: list[tuple[Shape, ...]]) -> tuple[Shape, ...]:
+    def all(self, unions: list[tuple[Shape, ...]]) -> tuple[Shape, ...]:
         kept: tuple[Shape, ...] = ANYTHING
         for union in unions:
             both = dict.fromkeys(s for left in kept for right in union if (s := self.both(left, right)) is not None)
@@ -161,14 +147,14 @@ class Reader:
                 continue
             others = tuple(kind for kind in ANYTHING if type(kind) is not type(shape))
             unions.append((*others, *outside(shape)))
-        return self._all(unions)
+        return self.all(unions)
 
     def _without(self, lits: Lits) -> tuple[Shape, ...]:
         """Everything but some values."""
         numbers, texts, arrays, objects = [], [], [], []
         for value in map(json.loads, lits.values):
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                numbers.append(_fraction(value))
+                numbers.append(fraction(value))
             elif isinstance(value, str):
                 texts.append(value)
             elif isinstance(value, list):
@@ -200,6 +186,8 @@ class Reader:
             if any(self.empty(conj(*(of(group, name) for group in shape.groups)), depth) for name in shape.required):
                 return False
             return not any(self.holds(name, what) is False for what in shape.names for name in shape.required)
+        if isinstance(shape, String) and shape.patterns and len(shape.patterns) + len(shape.nots) > 1:
+            return texts(shape.patterns, shape.nots) != NOTHING
         if isinstance(shape, Array):
             return not any(self.empty(shape.at(index), depth) for index in range(min(shape.low, 64)))
         return True
@@ -210,48 +198,7 @@ class Reader:
         """Whether a value is of a shape, or satisfies an expression."""
         if isinstance(shape, tuple):
             return any(self.holds(value, part) for part in self.union(shape))
-        match shape:
-            case Lits(values):
-                return canonical(value) in values
-            case Number():
-                return isinstance(value, (int, float)) and not isinstance(value, bool) and _counts(value, shape)
-            case String():
-                return isinstance(value, str) and _spells(value, shape)
-            case Array():
-                return isinstance(value, list) and self._lists(value, shape)
-            case Object():
-                return isinstance(value, dict) and self._maps(value, shape)
-
-    def _lists(self, value: list[Any], shape: Array) -> bool:
-        texts = [canonical(item) for item in value]
-        if not shape.low <= len(value) <= (len(value) if shape.high is None else shape.high):
-            return False
-        if (shape.unique and len(set(texts)) < len(texts)) or (shape.repeats and len(set(texts)) == len(texts)):
-            return False
-        if canonical(value) in shape.excluded or not all(self.holds(v, shape.at(i)) for i, v in enumerate(value)):
-            return False
-        for what, least, most, skip in shape.contains:
-            found = sum(self.holds(item, what) for item in value[skip:])
-            if found < least or (most is not None and found > most):
-                return False
-        return True
-
-    def _maps(self, value: dict[str, Any], shape: Object) -> bool:
-        if not shape.low <= len(value) <= (len(value) if shape.high is None else shape.high):
-            return False
-        if not all(name in value for name in shape.required) or canonical(value) in shape.excluded:
-            return False
-        for name, item in value.items():
-            if not all(self.holds(item, of(group, name)) for group in shape.groups):
-                return False
-            if not all(self.holds(name, what) for what in shape.names):
-                return False
-        return all(any(self._is_one(some, n, v) for n, v in value.items()) for some in shape.some)
-
-    def _is_one(self, some: Some, name: str, value: Any) -> bool:
-        if some.what[0] == "name":
-            return self.holds(name, some.what[1])
-        return chosen(some, name) and self.holds(value, some.what)
+        return values.holds(value, shape, self.holds)
 
     # --- keywords
 
@@ -264,15 +211,15 @@ class Reader:
         inside = watched or bool(late)
         unions: dict[str, list[tuple[Shape, ...]]] = {}
         for key, value in sorted(raw.items(), key=lambda entry: _turn(entry[0])):
-            if key not in _LOCAL:
+            if key not in LOCAL:
                 unions[key] = [] if key == "oneOf" else self._applied(key, value, raw, scope, inside)
             elif "" not in unions:
-                unions[""] = [self._local(raw, scope, draft)]
+                unions[""] = [local(self, raw, scope, draft)]
         if "oneOf" in raw:  # last: what the rest says of the types may tell its branches apart
-            around = self._all([union for some in unions.values() for union in some])
-            parts = [self.node(part, scope) for part in _listed("oneOf", raw["oneOf"])]
+            around = self.all([union for some in unions.values() for union in some])
+            parts = [self.node(part, scope) for part in listed("oneOf", raw["oneOf"])]
             unions["oneOf"] = [self._one(parts, inside, around)]
-        shapes = self._all([union for some in unions.values() for union in some])
+        shapes = self.all([union for some in unions.values() for union in some])
         for key in late:
             shapes = self._unevaluated(shapes, key, self.node(raw[key], scope))
         return shapes
@@ -294,9 +241,9 @@ class Reader:
             case "const":
                 return [self._among([value])]
             case "allOf":
-                return [self.union(self.node(part, scope), watched) for part in _listed(key, value)]
+                return [self.union(self.node(part, scope), watched) for part in listed(key, value)]
             case "anyOf":
-                return [self._any([self.node(part, scope) for part in _listed(key, value)], watched)]
+                return [self._any([self.node(part, scope) for part in listed(key, value)], watched)]
             case "not":
                 return [self.union(neg(self.node(value, scope)))]
             case "if":
@@ -323,20 +270,20 @@ class Reader:
         found: dict[Shape, None] = {}
         for size in range(1, len(parts) + 1):
             for some in combinations(parts, size):
-                found.update(dict.fromkeys(self._all([self.union(part, True) for part in some])))
+                found.update(dict.fromkeys(self.all([self.union(part, True) for part in some])))
         return tuple(found)
 
     def _one(self, parts: list[Expr], watched: bool, around: tuple[Shape, ...]) -> tuple[Shape, ...]:
         """Each branch without what overlaps it in the others, inside `around`."""
         found: dict[Shape, None] = {}
-        clear = [self._all([self.union(part, watched), around]) for part in parts]
+        clear = [self.all([self.union(part, watched), around]) for part in parts]
         for index, mine in enumerate(clear):
             others = [
                 self._none_of(self.union(other))
                 for place, other in enumerate(parts)
-                if place != index and self._all([mine, clear[place]])
+                if place != index and self.all([mine, clear[place]])
             ]
-            alone = self._all([mine, *others])
+            alone = self.all([mine, *others])
             if len(alone) > 96:
                 self.notes["oneOf is read as anyOf where its branches are not told apart: several may hold"] = True
                 alone = mine
@@ -348,15 +295,15 @@ class Reader:
         then, other = self.node(raw.get("then", True), scope), self.node(raw.get("else", True), scope)
         if not watched and then == TRUE and other == TRUE:
             return ANYTHING
-        held = self._all([self.union(asked, watched), self.union(then, watched)])
-        return tuple(dict.fromkeys((*held, *self._all([self.union(neg(asked)), self.union(other, watched)]))))
+        held = self.all([self.union(asked, watched), self.union(then, watched)])
+        return tuple(dict.fromkeys((*held, *self.all([self.union(neg(asked)), self.union(other, watched)]))))
 
     def _depends(self, name: str, on: Any, scope: tuple[str, ...], watched: bool) -> tuple[Shape, ...]:
         others = tuple(shape for shape in ANYTHING if not isinstance(shape, Object))
         absent = Object(groups=(Group(((name, FALSE),)),))
         if isinstance(on, (list, str)):
             return (*others, absent, Object(required=(name, *([on] if isinstance(on, str) else on))))
-        met = self._all([(*others, Object(required=(name,))), self.union(self.node(on, scope), watched)])
+        met = self.all([(*others, Object(required=(name,))), self.union(self.node(on, scope), watched)])
         first = Group(((name, TRUE),))
         met = tuple(
             replace(shape, groups=(first, *shape.groups)) if isinstance(shape, Object) else shape for shape in met
@@ -380,181 +327,13 @@ class Reader:
                 found[kept] = None
         return tuple(found)
 
-    def _local(self, raw: dict[str, Any], scope: tuple[str, ...], draft: int) -> tuple[Shape, ...]:
-        """The keywords that speak of one type each."""
-        shapes: list[Shape | None] = [ATOMS, _number(raw), _string(raw)]
-        shapes += [self._array(raw, scope, draft), self._object(raw, scope)]
-        types = raw.get("type")
-        if types is None:
-            return tuple(shape for shape in shapes if shape is not None)
-        listed = [types] if isinstance(types, str) else types
-        if raw.get("nullable") is True:
-            listed = [*listed, "null"]
-        if not isinstance(listed, list) or not all(isinstance(name, str) and name in _TYPES for name in listed):
-            raise Invalid(f"type is one of {', '.join(_TYPES)} or a list of them, not {types!r}")
-        if "number" in listed:
-            listed = [name for name in listed if name != "integer"]
-        allowed = [shape for name in listed for shape in _TYPES[name]]
-        return self._all([tuple(shape for shape in shapes if shape is not None), tuple(allowed)])
-
-    def _array(self, raw: dict[str, Any], scope: tuple[str, ...], draft: int) -> Shape | None:
-        prefix, rest, seen = raw.get("prefixItems", []), raw.get("items", True), 0 if "items" not in raw else None
-        if isinstance(rest, list):
-            prefix, seen = rest, 0 if "additionalItems" not in raw else None
-            rest = raw.get("additionalItems", True)
-        seen = seen if seen is None else len(prefix)
-        contains: tuple[tuple[Expr, int, int | None, int], ...] = ()
-        also: tuple[Expr, ...] = ()
-        if "contains" in raw and draft >= 6:
-            what = self.node(raw["contains"], scope)
-            most = raw.get("maxContains")
-            contains = ((what, _count(raw, "minContains", 1), None if most is None else int(most), 0),)
-            also = (what,) if draft >= 2020 else ()
-        return possible(
-            Array(
-                tuple(self.node(item, scope) for item in prefix),
-                self.node(rest, scope),
-                _count(raw, "minItems", 0),
-                _count(raw, "maxItems", None),
-                contains,
-                raw.get("uniqueItems") is True,
-                seen=seen,
-                seen_also=also,
-            )
-        )
-
-    def _object(self, raw: dict[str, Any], scope: tuple[str, ...]) -> Shape | None:
-        properties = tuple((name, self.node(what, scope)) for name, what in raw.get("properties", {}).items())
-        patterns = tuple((name, self.node(what, scope)) for name, what in raw.get("patternProperties", {}).items())
-        rest = self.node(raw.get("additionalProperties", True), scope)
-        required = raw.get("required", [])
-        if isinstance(required, bool):  # draft 3 wrote it on the property
-            required = []
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            raise Invalid(f"required is a list of names, not {str(required)[:60]!r}")
-        names = (self.node(raw["propertyNames"], scope),) if "propertyNames" in raw else ()
-        group = Group(properties, patterns, rest)
-        names_seen = tuple(name for name, _ in properties), tuple(pattern for pattern, _ in patterns)
-        return possible(
-            Object(
-                (group,) if group != Group() else (),
-                tuple(dict.fromkeys(required)),
-                _count(raw, "minProperties", 0),
-                _count(raw, "maxProperties", None),
-                names,
-                seen=None if "additionalProperties" in raw else names_seen,
-            )
-        )
-
 
 def _turn(keyword: str) -> int:
     """What says most of an object's order first: its own properties, then what is put together, then conditions."""
-    return 0 if keyword in _LOCAL else 2 if keyword in _CONDITIONS else 1
-
-
-def of(group: Group, name: str) -> Expr:
-    """What a group says of the property `name`."""
-    found = [what for known, what in group.properties if known == name]
-    found += [what for pattern, what in group.patterns if searches(pattern, name)]
-    return conj(*found) if found else group.rest
-
-
-def chosen(some: Some, name: str) -> bool:
-    if some.pattern is not None:
-        return searches(some.pattern, name)
-    return name not in some.names and not any(searches(pattern, name) for pattern in some.patterns)
-
-
-def searches(pattern: str, text: str) -> bool:
-    """Whether an ECMA 262 pattern is found in the text, \\d and \\w being ASCII."""
-    python = re.sub(r"\\p\{(\w+)\}", lambda found: _CATEGORIES.get(found[1], r"\w"), pattern)
-    python = re.sub(r"\\u\{([0-9A-Fa-f]+)\}", lambda found: re.escape(chr(int(found[1], 16))), python)
-    python = re.sub(r"(?<!\\)((?:\\\\)*)\$", r"\1\\Z", python)
-    try:
-        return re.search(python, text, re.ASCII) is not None
-    except re.error as error:
-        raise Invalid(f"the pattern {pattern!r} is no regular expression: {error}") from None
-
-
-_CATEGORIES = {"Letter": r"[^\W\d_]", "L": r"[^\W\d_]", "digit": r"\d", "Nd": r"\d"}
+    return 0 if keyword in LOCAL else 2 if keyword in _CONDITIONS else 1
 
 
 def _only_lits(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
     """Object literals among shapes that were met with objects and others."""
     lits = [value for shape in shapes if isinstance(shape, Lits) for value in shape.values if value[0] == "{"]
     return (Lits(tuple(lits)),) if lits else ()
-
-
-def _listed(key: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise Invalid(f"{key} is a list of schemas, not {str(value)[:60]!r}")
-    return value
-
-
-def _count(raw: dict[str, Any], key: str, default: Any) -> Any:
-    value = raw.get(key, default)
-    if value is default:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
-        raise Invalid(f"{key} is a count, not {value!r}")
-    return int(value)
-
-
-def _fraction(value: Any) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Invalid(f"a number was expected, not {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Invalid(f"the number {value!r} is beyond what JSON is read as here")
-    return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
-
-
-def _number(raw: dict[str, Any]) -> Shape | None:
-    lows: list[Bound] = []
-    highs: list[Bound] = []
-    for bounds, plain, strict in ((lows, "minimum", "exclusiveMinimum"), (highs, "maximum", "exclusiveMaximum")):
-        excluded = raw.get(strict)
-        if plain in raw:
-            bounds.append((_fraction(raw[plain]), excluded is True))  # draft 4: a flag beside the bound
-        if excluded is not None and not isinstance(excluded, bool):
-            bounds.append((_fraction(excluded), True))
-    steps: tuple[Fraction, ...] = ()
-    if "multipleOf" in raw:
-        steps = (_fraction(raw["multipleOf"]),)
-        if steps[0] <= 0:
-            raise Invalid(f"multipleOf must be above 0, not {raw['multipleOf']}")
-    low = max(lows, default=None, key=lambda bound: (bound[0], bound[1]))
-    high = max(highs, default=None, key=lambda bound: (-bound[0], bound[1]))
-    return possible(Number(low=low, high=high, multiples=steps))
-
-
-def _string(raw: dict[str, Any]) -> Shape | None:
-    pattern, form = raw.get("pattern"), raw.get("format")
-    if pattern is not None and not isinstance(pattern, str):
-        raise Invalid(f"pattern is a string, not {pattern!r}")
-    return possible(
-        String(
-            (pattern,) if pattern is not None else (),
-            low=_count(raw, "minLength", 0),
-            high=_count(raw, "maxLength", None),
-            formats=(form,) if isinstance(form, str) else (),
-        )
-    )
-
-
-def _counts(value: float, shape: Number) -> bool:
-    number = _fraction(value)
-    if shape.integer and number.denominator != 1:
-        return False
-    if shape.low and (number < shape.low[0] or (number == shape.low[0] and shape.low[1])):
-        return False
-    if shape.high and (number > shape.high[0] or (number == shape.high[0] and shape.high[1])):
-        return False
-    return all(number % step == 0 for step in shape.multiples) and not any(number % gap == 0 for gap in shape.gaps)
-
-
-def _spells(value: str, shape: String) -> bool:
-    if not shape.low <= len(value) <= (len(value) if shape.high is None else shape.high):
-        return False
-    if value in shape.excluded:
-        return False
-    return all(searches(p, value) for p in shape.patterns) and not any(searches(p, value) for p in shape.nots)

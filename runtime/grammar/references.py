@@ -58,7 +58,7 @@ class References:
         """The node that `reference` means inside resource `base`. Raises Invalid, Unsupported."""
         if not isinstance(reference, str):
             raise Invalid(f"a $ref must be a string, not {reference!r}")
-        whole = base + reference if reference.startswith("#") else urljoin(base, reference)
+        whole = base + reference if reference.startswith("#") else _joined(base, reference)
         uri, fragment = urldefrag(whole)
         resource = self._resource(uri, reference)
         fragment = unquote(fragment)
@@ -153,7 +153,7 @@ class References:
             draft = int(found[1] or found[2])
         own = node.get("$id", node.get("id") if draft == 4 else None)
         if isinstance(own, str) and not ("$ref" in node and draft <= 7):
-            uri, fragment = urldefrag(urljoin(base, own))
+            uri, fragment = urldefrag(_joined(base, own))
             if own.startswith("#"):
                 self._anchors[base, fragment] = node
             else:
@@ -171,3 +171,10 @@ class References:
             self._bound.setdefault(base, set()).add("")
         self.uses_dynamic |= "$dynamicRef" in node or "$recursiveRef" in node
         return base
+
+
+def _joined(base: str, reference: str) -> str:
+    try:
+        return urljoin(base, reference)
+    except ValueError as error:
+        raise Invalid(f"{reference} is no reference: {error}") from None

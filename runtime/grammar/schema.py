@@ -6,12 +6,16 @@ Knows: JSON Schema. Must not know: grammars, tokens.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import msgspec
+import referencing.exceptions
 
-from branchwork.lang.constraint import Invalid
+from branchwork.lang.constraint import ConstraintError, Invalid
+from branchwork.runtime.grammar.checking import check
+from branchwork.runtime.grammar.patterns import python
 from branchwork.runtime.grammar.reading import Reader
 from branchwork.runtime.grammar.writing import Writer
 
@@ -35,6 +39,7 @@ def parse(text: str) -> Any:
 
 def normalise(schema: Any) -> Normal:
     """Raises Invalid for what is no schema or is satisfied by nothing, Unsupported for references to elsewhere."""
+    check(schema)
     writer = Writer(Reader(schema))
     written = writer.whole()
     if written is False:
@@ -43,15 +48,58 @@ def normalise(schema: Any) -> Normal:
 
 
 def complaint(schema: str, text: str) -> str:
-    """Why a finished text is not a value of the schema, "" when it is."""
+    """Why a finished text is not a value of the schema, "" when it is. Also a schema that cannot be asked is a reason:
+    one that refers to elsewhere or to itself, or has a pattern that Python cannot read."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         return f"the text is not JSON: {error}"
-    document = json.loads(schema)
-    validator = jsonschema.validators.validator_for(document, jsonschema.Draft202012Validator)
-    found = jsonschema.exceptions.best_match(validator(document).iter_errors(value))
+    except RecursionError:
+        return "the text is nested too deep to be read"
+    try:
+        document = json.loads(schema)
+        check(document)
+        wanted = jsonschema.Draft202012Validator
+        kind = jsonschema.validators.validator_for(document, wanted) if isinstance(document, dict) else wanted
+        found = jsonschema.exceptions.best_match(kind(_readable(document)).iter_errors(value))
+    except _NO_ANSWER as error:
+        return f"the text could not be held against the schema: {(str(error) or repr(error)).splitlines()[0][:300]}"
     return "" if found is None else f"{found.json_path}: {found.message}"
+
+
+# what asking a validator of a schema that cannot be asked ends in
+_NO_ANSWER = (
+    ConstraintError,
+    jsonschema.exceptions.UnknownType,
+    referencing.exceptions.Unresolvable,
+    json.JSONDecodeError,
+    RecursionError,
+    re.error,
+    ArithmeticError,
+    TypeError,
+    ValueError,
+)
+
+
+def _readable(node: Any, names: bool = False) -> Any:
+    """The schema with patterns as Python reads them. names: the keys of this object are properties."""
+    if isinstance(node, list):
+        return [_readable(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {}
+    for key, value in node.items():
+        if names:
+            found[key] = _readable(value)
+        elif key == "pattern" and isinstance(value, str):
+            found[key] = python(value)
+        elif key == "patternProperties" and isinstance(value, dict):
+            found[key] = {python(pattern): _readable(what) for pattern, what in value.items()}
+        elif key not in ("enum", "const", "default", "examples"):
+            found[key] = _readable(value, key in ("properties", "$defs", "definitions", "dependentSchemas"))
+        else:
+            found[key] = value
+    return found
 
 
 def first_bytes(schema: Any, root: Any = None) -> str:

@@ -132,8 +132,8 @@ class Some:
 
 @dataclass(frozen=True)
 class Object:
-    """All groups hold; properties are written in their order. names: what every name must be. seen: names and patterns that some keyword has evaluated, None
-    for all."""
+    """All groups hold, and properties are written in their order. names: what every name must be. seen: names and
+    patterns that some keyword has evaluated, None for all."""
 
     groups: tuple[Group, ...] = ()
     required: tuple[str, ...] = ()

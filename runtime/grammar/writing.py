@@ -9,7 +9,6 @@ where nothing sound can be said is a part left out, and the note says loose.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, permutations
@@ -17,9 +16,12 @@ from math import gcd, lcm
 from typing import Any
 
 from branchwork.lang.constraint import TooBig
-from branchwork.runtime.grammar.emptiness import takes_pattern
+from branchwork.lang.regex import NOTHING
+from branchwork.runtime.grammar.emptiness import verdict
+from branchwork.runtime.grammar.patterns import anything_but, searches, taken_apart, texts, translate
+from branchwork.runtime.grammar.patterns import written as spelled
 from branchwork.runtime.grammar.properties import object_options
-from branchwork.runtime.grammar.reading import Reader, searches
+from branchwork.runtime.grammar.reading import Reader
 from branchwork.runtime.grammar.shapes import (
     ANYTHING,
     FALSE,
@@ -189,30 +191,52 @@ class Writer:
 
     def _strings(self, shape: String) -> list[Any]:
         written: Json = {"type": "string"}
-        if shape.low:
-            written["minLength"] = shape.low
+        length: Json = {"minLength": shape.low} if shape.low else {}
         if shape.high is not None:
-            written["maxLength"] = shape.high
-        for pattern in shape.nots:
-            self.note(f"a string may contain what must not match {pattern!r}", True)
-        patterns = [kept for pattern in shape.patterns if (kept := self.translated(pattern)) is not None]
-        if shape.excluded:
-            patterns.append(anything_but(shape.excluded))
+            length["maxLength"] = shape.high
+        patterns = self._patterns(shape)
         formats = [form for form in shape.formats if form in FORMATS]
         parts: list[Json] = [{"pattern": pattern} for pattern in patterns] + [{"format": form} for form in formats]
         if not parts:
-            return [written]
+            return [{**written, **length}]
         written.update(parts[0])
         if len(parts) > 1:
             written["allOf"] = [{"type": "string", **part} for part in parts[1:]]
-        return [written]
+        if len(parts) == 1 and not length:
+            return [written]
+        said = verdict(json.dumps({**written, **length}))
+        if said == "undecided" and length:
+            self.note("the length of a string is not enforced beside a pattern too large to combine with it", True)
+            length = {}
+            said = verdict(json.dumps(written))
+        if said == "undecided":
+            self.note("only one of several patterns too large to combine is enforced", True)
+            written = {"type": "string", **parts[0]}
+        return [] if said == "empty" else [{**written, **length}]
+
+    def _patterns(self, shape: String) -> list[str]:
+        """Patterns of llguidance that must all be found."""
+        apart = [taken_apart(pattern) for pattern in shape.patterns]
+        found = [kept for must, _ in apart for pattern in must if (kept := self.translated(pattern)) is not None]
+        for pattern in (*shape.nots, *(pattern for _, never in apart for pattern in never)):
+            others = texts((), (pattern,))
+            if others is None:
+                self.note(f"a string may contain what must not match {pattern!r}", True)
+            else:
+                found.append("[^\\s\\S]" if others == NOTHING else spelled(others))
+        if shape.excluded:
+            found.append(anything_but(shape.excluded))
+        return list(dict.fromkeys(found))
 
     def translated(self, pattern: str) -> str | None:
         """An ECMA pattern as llguidance takes it; None when it cannot, which is noted."""
         kept = translate(pattern)
         if kept is None:
             searches(pattern, "")  # says so when it is no regular expression at all
-            self.note(f"the pattern {pattern!r} has look-around or back-references and is not enforced", True)
+            self.note(
+                f"the pattern {pattern!r} has back-references or more look-around than is bearable and is not enforced",
+                True,
+            )
         return kept
 
     # --- arrays
@@ -320,17 +344,6 @@ def _bare(shape: Shape) -> Shape:
     return replace(shape, seen=((), ())) if isinstance(shape, Object) else shape
 
 
-def translate(pattern: str) -> str | None:
-    """An ECMA 262 pattern in a spelling that llguidance reads; None when there is none."""
-    spellings = [pattern, pattern.replace("(?<", "(?P<").replace("\\/", "/")]
-    named = re.sub(r"\\p\{(\w+)\}", lambda found: f"\\p{{{_CATEGORIES.get(found[1], found[1])}}}", pattern)
-    spellings.append(re.sub(r"\\u\{?([0-9A-Fa-f]{4,6})\}?", r"\\x{\1}", named))
-    return next((spelling for spelling in spellings if takes_pattern(spelling)), None)
-
-
-_CATEGORIES = {"Letter": "L", "digit": "Nd", "Number": "N", "Uppercase_Letter": "Lu", "Lowercase_Letter": "Ll"}
-
-
 def _json_number(value: Fraction) -> int | float:
     return int(value) if value.denominator == 1 else float(value)
 
@@ -345,21 +358,3 @@ def _ordered(count: int, size: int) -> int:
     for number in range(count - size + 1, count + 1):
         found *= number
     return found
-
-
-def anything_but(texts: tuple[str, ...]) -> str:
-    """A Rust pattern of all texts but these: along each, either it ends early or late, or it departs from all."""
-
-    def below(tails: list[str]) -> str:
-        heads = sorted({tail[0] for tail in tails if tail})
-        parts = [] if "" in tails else [""]
-        if not heads:
-            return "(?s:.)+"
-        parts.append("[^" + "".join(map(point, heads)) + "](?s:.*)")
-        parts += [f"{point(head)}(?:{below([tail[1:] for tail in tails if tail[:1] == head])})" for head in heads]
-        return "|".join(parts)
-
-    def point(char: str) -> str:
-        return "\\x{" + f"{ord(char):x}" + "}"
-
-    return f"^(?:{below(list(texts))})$"

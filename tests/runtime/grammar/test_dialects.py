@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
 
 from branchwork.lang.constraint import Grammar, Invalid, Unsupported
-from branchwork.runtime.grammar.dialects import to_lark
+from branchwork.runtime.grammar.dialects import _Reader, to_lark
+from branchwork.runtime.grammar.emptiness import ask
+from branchwork.runtime.grammar.lexemes import _Merging, _written, lark
 from branchwork.runtime.grammar.llg import compile_llguidance
 from tests.runtime.grammar.vocabularies import SMALL
 
@@ -97,3 +100,42 @@ def test_what_is_wrong_is_said_with_its_place(text: str, syntax: str, position: 
 def test_an_unknown_syntax_is_unsupported() -> None:
     with pytest.raises(Unsupported, match="lark, gbnf or ebnf"):
         to_lark("", "bnf")
+
+
+MERGED = {
+    "json": JSON,
+    "keywords": 'root ::= kw " " id ";" root | id "=" id ";"\nkw ::= "if" | "in"\nid ::= [a-z]+',
+    "blanks": 'root ::= (expr "=" ws term "\\n")+\nexpr ::= term ([-+*/] term)*\n'
+    'term ::= [a-z] [a-z0-9_]* ws | [0-9]+ ws | "(" ws expr ")" ws\nws ::= [ \\t\\n]*',
+    "right recursion": 'root ::= s ("," s)*\ns ::= "(" root? ")" | [ab]+ ws\nws ::= (" " ws)?',
+    "overlap": 'root ::= a b | root "," root\na ::= "a"*\nb ::= "ab" | "b" root "c"',
+    "moves": 'root ::= ([1-9] [0-9]? ". " move " " move "\\n")+\nmove ::= [NBKQR]? [a-h] [1-8] "+"?',
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_lexemes_are_put_together_only_where_that_changes_nothing(name: str) -> None:
+    rules = _Reader(MERGED[name], False).rules()
+    characters = _Merging(rules)
+    characters.whole = False
+    plain = {rule: characters.part(characters.rules[rule]) for rule in characters.reached("root")}
+    merged, single = ask(lark(rules, "root")), ask(_written(characters, plain, "root"))
+    assert not merged.is_error() and not single.is_error()
+    draw = random.Random(name)
+    for _ in range(25):
+        left, right, text = merged.deep_copy(), single.deep_copy(), b""
+        for _ in range(25):
+            allowed = right.compute_bitmask()
+            assert left.compute_bitmask()[:32] == allowed[:32] and left.is_accepting() == right.is_accepting(), text
+            likely = [b for b in range(256) if allowed[b >> 3] >> (b & 7) & 1 and (b < 128 or draw.random() < 0.1)]
+            if not likely:
+                break
+            byte = draw.choice([b for b in likely if chr(b) in 'ab1 \n{"}:,()=if'] or likely)
+            text += bytes((byte,))
+            left.consume_tokens([byte])
+            right.consume_tokens([byte])
+
+
+def test_what_is_regular_is_one_lexeme() -> None:
+    assert lark(_Reader(MERGED["moves"], False).rules(), "root").count("\nT") == 1
+    assert lark(_Reader(JSON, False).rules(), "root").count("\nT") < 12

@@ -151,12 +151,29 @@ def test_property_names() -> None:
     check({"type": "object", "propertyNames": {"pattern": "^x"}}, [{}, {"x1": 1}], [{"y": 1}])
     check({"type": "object", "propertyNames": {"enum": ["a", "b"]}}, [{"a": 1}, {"a": 1, "b": 2}], [{"c": 1}])
     check({"type": "object", "propertyNames": {"maxLength": 2}}, [{"ab": 1}], [{"abc": 1}])
+    check({"type": "object", "propertyNames": {"enum": ["a", "b"]}}, [{"b": 1, "a": 2}], [{"ab": 1}])
+    either = {"anyOf": [{"const": ""}, {"pattern": "^x", "maxLength": 3}]}
+    check({"type": "object", "propertyNames": either}, [{"x1": 1, "": 2}], [{"y": 1}, {"x123": 1}])
+    check(
+        {"type": "object", "propertyNames": {"pattern": "^x"}, "patternProperties": {"b$": {"type": "null"}}},
+        [{"xb": None, "xa": 1}],
+        [{"b": None}, {"xb": 1}],
+    )
 
 
-def test_overlapping_patterns_are_named_and_never_loose() -> None:
+def test_a_name_that_matches_several_patterns_satisfies_all() -> None:
     schema = {"type": "object", "patternProperties": {"^a": {"type": "integer"}, "b$": {"minimum": 5}}}
-    check(schema, [{"ax": 7}, {"ab": 7}], [{"ab": 1}, {"ax": "x"}], named="overlapping")
-    assert not normalise(schema).loose
+    check(schema, [{"ax": 1}, {"ab": 7}, {"xb": 6.5}, {"x": 0}], [{"ab": 1}, {"ax": "x"}, {"xb": 2}])
+
+
+def test_patterns_that_are_words_and_too_many_to_cut_apart() -> None:
+    schema = {
+        "type": "object",
+        "patternProperties": {name: {"type": "string"} for name in ("name", "tags", "vars", "when", "then")},
+        "additionalProperties": False,
+    }
+    schema["patternProperties"]["vars"] = {"type": "integer"}
+    check(schema, [{"name": "a", "vars": 1}, {"vars": 1}], [{"vars": "x"}, {"x": 1}], named="as that pattern")
 
 
 def test_unique_items_of_few_values_are_exact_and_others_are_named() -> None:
@@ -186,9 +203,43 @@ def test_known_formats_are_enforced() -> None:
     check({"type": "string", "format": "date"}, ["2020-02-29"], ["2020-02-30", "x"])
 
 
-def test_look_ahead_in_patterns_is_named_as_loose() -> None:
-    normal = normalise({"type": "string", "pattern": "^(?!x).*$"})
-    assert normal.loose and "look-around" in normal.approximations[0]
+def test_look_ahead_and_negated_patterns_are_enforced() -> None:
+    check({"type": "string", "pattern": "^(?!x).*$"}, ["", "ax"], ["x", "xa"])
+    check({"type": "string", "pattern": "^(?=.*[A-Z])(?=.*\\d).{3,}$"}, ["A1x", "xx1A"], ["A1", "aa1", "AAA"])
+    check({"type": "string", "not": {"pattern": "^\\w+://"}}, ["", "a:/b"], ["a://b"])
+    check({"type": "string", "pattern": "^[@$!%]+$"}, ["$", "@!"], ["", "a"])
+
+
+def test_back_references_in_patterns_are_named_as_loose() -> None:
+    normal = normalise({"type": "string", "pattern": "^(.)\\1$"})
+    assert normal.loose and "back-references" in normal.approximations[0]
+
+
+def test_recursion_may_go_through_required_properties_and_alternatives() -> None:
+    one = {"oneOf": [{"type": "number"}, {"$ref": "#/$defs/sum"}]}
+    summed = {"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}}
+    schema = {**one, "$defs": {"sum": {**summed, "required": ["left", "right"], "additionalProperties": False}}}
+    check(schema, [1, {"left": 1, "right": {"left": 2, "right": 3}}], [{"left": 1}, {"left": 1, "right": {}}])
+    chain = {
+        "type": "object",
+        "properties": {"head": {"type": "integer"}, "tail": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},
+        "required": ["head", "tail"],
+        "additionalProperties": False,
+    }
+    check(chain, [{"head": 1, "tail": {"head": 2, "tail": None}}], [{"head": 1}, {"head": 1, "tail": {"head": 2}}])
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"anyOf": [{"type": "null"}, {"allOf": [{"$ref": "#"}]}]}])
+def test_a_reference_to_itself_with_nothing_between_is_invalid(schema: Any) -> None:
+    with pytest.raises(Invalid, match="refers to itself"):
+        normalise(schema)
+
+
+def test_properties_come_in_the_order_in_which_references_are_met() -> None:
+    base = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    more = {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
+    schema = {"allOf": [{"$ref": "#/$defs/base"}, more], "$defs": {"base": base}}
+    check(schema, [{"name": "a", "size": 1}], [{"name": "a"}, {"size": 1}])
 
 
 @pytest.mark.parametrize(
@@ -198,11 +249,14 @@ def test_look_ahead_in_patterns_is_named_as_loose() -> None:
         ({"type": "string", "enum": [1]}, "nothing satisfies"),
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "nothing satisfies"),
         ({"type": "object", "required": ["a"], "properties": {"a": False}}, "nothing satisfies"),
-        ({"type": "strnig"}, "type is one of"),
-        ({"type": "string", "minLength": "3"}, "minLength is a count"),
+        ({"type": "strnig"}, r"\$.type: 'strnig' is not one of"),
+        ({"type": "string", "minLength": "3"}, r"\$.minLength: '3' is not a whole number"),
         ({"$ref": "#/$defs/nowhere"}, "leads nowhere"),
         ({"$ref": "#"}, "refers to itself"),
-        ([], "a schema is an object or a boolean"),
+        ([], r"\$: \[\] is not a schema"),
+        ({"properties": 3}, r"\$.properties: 3 is not an object"),
+        ({"items": {"allOf": [{"minimum": "x"}]}}, r"\$.items.allOf\[0\].minimum: 'x' is not a number"),
+        ({"enum": 1}, r"\$.enum: 1 is not an array"),
         ({"type": "string", "pattern": "(a"}, "no regular expression"),
     ],
 )
@@ -233,6 +287,28 @@ def test_complaints_name_the_place() -> None:
     assert complaint(schema, '{"a":1}') == ""
     assert complaint(schema, '{"a":"x"}').startswith("$.a: ")
     assert "not JSON" in complaint(schema, "{")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "https://example.org/other.json"},
+        {"$ref": "#/nowhere"},
+        {"$ref": "#"},
+        {"pattern": "["},
+        {"pattern": "(?<=a+)b"},
+        {"properties": 3},
+        {"$id": "http://[", "$ref": "x"},
+        3,
+    ],
+)
+def test_a_schema_that_cannot_be_asked_is_a_complaint(schema: Any) -> None:
+    assert complaint(json.dumps(schema), '"abc"')
+
+
+def test_complaints_read_patterns_as_json_schema_has_them() -> None:
+    assert complaint(json.dumps({"pattern": r"^\p{L}+\/[$]$"}), '"ab/$"') == ""
+    assert complaint(json.dumps({"patternProperties": {r"^\p{L}$": {"type": "null"}}}), '{"a":1}').startswith("$.a: ")
 
 
 # --- against a validator, on schemas at random
