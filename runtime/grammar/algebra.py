@@ -12,8 +12,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
-from interegular.fsm import FSM, Alphabet
+from interegular.fsm import FSM as Fsm
+from interegular.fsm import Alphabet as Alphabet_
 
 from branchwork.lang.constraint import TooBig, Unsupported
 from branchwork.lang.regex import (
@@ -41,6 +44,9 @@ _STATES = 512  # of one pattern's automaton, and what finding them may take
 _THREADS = 20_000
 _WORK = 8_000_000  # interegular compares each new state with all others, for each symbol: a second, about
 _NODES = 1_500  # of a tree that is written out of an automaton
+
+FSM: Any = Fsm  # what it says of its types does not hold
+Alphabet: Any = Alphabet_
 
 
 def disjoint(left: str, right: str) -> bool | None:
@@ -98,7 +104,7 @@ def _classes(trees: Iterable[Tree]) -> list[Ranges]:
     sets = {ranges for tree in trees for ranges in _sets(tree)} | {ANY.ranges}
     cuts = sorted({cut for ranges in sets for first, last in ranges for cut in (first, last + 1)})
     alike: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
-    for first, behind in zip(cuts, cuts[1:]):
+    for first, behind in pairwise(cuts):
         member = tuple(_inside(first, ranges) for ranges in sets)
         if any(member):
             alike.setdefault(member, []).append((first, behind - 1))
@@ -147,11 +153,14 @@ def _symbols(tree: Tree, classes: list[Ranges], ahead: bool = False) -> Tree:
             return Scope(_symbols(part, classes, ahead))
 
 
-def _machine(tree: Tree, classes: list[Ranges]) -> FSM:
+def _machine(tree: Tree, classes: list[Ranges]) -> Any:
     """Its automaton over symbols, states from 1. Raises TooBig."""
-    rows, accepting = automaton.determinise(_symbols(tree, classes), _STATES, _THREADS)
+    found, accepting = automaton.determinise(_symbols(tree, classes), _STATES, _THREADS)
     size = len(classes)
-    edges = {i + 1: {byte: to + 1 for byte, to in row.items() if byte < size} for i, row in enumerate(rows)}
+    edges = {
+        i + 1: {byte: to + 1 for first, last, to in spans for byte in range(first, min(last + 1, size))}
+        for i, spans in enumerate(found)
+    }
     alphabet = Alphabet({chr(i): i for i in range(size)})
     return FSM(alphabet, set(edges), 1, {state + 1 for state in accepting}, edges)
 
@@ -161,7 +170,7 @@ def _machine(tree: Tree, classes: list[Ranges]) -> FSM:
 _Edges = dict[int, dict[int, int]]  # state -> symbol -> state
 
 
-def _minimal(machine: FSM) -> tuple[_Edges, set[int], int]:
+def _minimal(machine: Any) -> tuple[_Edges, set[int], int]:
     """Edges, accepting states and start of the smallest automaton: only states on a way to acceptance, equal ones once
     (Moore's refinement: split the states until those that are left together go on alike)."""
     symbol = {key: ord(found[0]) for key, found in machine.alphabet.by_transition.items()}  # products number them anew
@@ -202,12 +211,12 @@ def _written(edges: _Edges, accepting: set[int], start: int, classes: list[Range
         sources = {s: [b for b, row in ways.items() if s in row and b != s] for s in left}
         state = min(left, key=lambda s: (len(sources[s]) * len(ways[s]), s))
         left.discard(state)
-        row = ways.pop(state)
-        loop = row.pop(state, None)
+        through = ways.pop(state)
+        loop = through.pop(state, None)
         again = [] if loop is None else [Many(loop, 0, -1)]
         for before in sources[state]:
             into = ways[before].pop(state)
-            for to, out in row.items():
+            for to, out in through.items():
                 ways[before][to] = _either(ways[before].get(to), concat([into, *again, out]))
         if sum(_nodes(tree) for row in ways.values() for tree in row.values()) > _NODES:
             return None

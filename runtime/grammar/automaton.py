@@ -24,7 +24,6 @@ TREE = "tree:"  # begins a pattern that is a tree in JSON
 MAX_NFA = 100_000  # states of the nondeterministic automaton
 MAX_THREADS = 2_000_000  # of all deterministic states together
 
-Row = dict[int, int]  # byte -> state
 Spans = list[tuple[int, int, int]]  # (first byte, last byte, state)
 
 
@@ -133,11 +132,15 @@ class Nfa:
 
     def _chars(self, ranges: Ranges, at: int) -> int:
         end = self._state()
+        behind: dict[tuple[tuple[int, int], ...], int] = {(): end}  # by what is left of an encoding: ends are shared
         for sequence in utf8(ranges):
-            here = at
-            for first, last in sequence[:-1]:
-                here = self._byte(here, first, last)
-            self.bytes[here].append((*sequence[-1], end))
+            for i in reversed(range(len(sequence))):
+                rest = sequence[i + 1 :]
+                if i == 0:
+                    self.bytes[at].append((*sequence[0], behind[rest]))
+                elif sequence[i:] not in behind:
+                    behind[sequence[i:]] = here = self._state()
+                    self.bytes[here].append((*sequence[i], behind[rest]))
         return end
 
 
@@ -165,55 +168,53 @@ def utf8(ranges: Ranges) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(found)
 
 
-def determinise(tree: Tree, limit: int, threads: int = MAX_THREADS) -> tuple[list[Row], list[int]]:
-    """Rows byte -> state and the accepting states; state 0 is the start. Raises TooBig past `limit` states."""
-    rows, accepting, _ = _subsets(Nfa(tree, limit), limit, threads)
-    return rows, accepting
+def determinise(tree: Tree, limit: int, threads: int = MAX_THREADS) -> tuple[list[Spans], list[int]]:
+    """Each state's edges and the accepting states; state 0 is the start, all are reached from it. Raises TooBig past
+    `limit` states or `threads` threads in all of them."""
+    edges, accepting, _ = _subsets(Nfa(tree, limit), limit, threads)
+    return edges, accepting
 
 
 def _ahead(rest: Tree, negative: bool, limit: int) -> Ahead:
     nfa = Nfa(rest, limit)
-    rows, accepting, sets = _subsets(nfa, limit)
-    free = {state for state in nfa.anything if (nfa.end, frozenset()) in _closure(nfa, [(state, frozenset())])}
+    edges, accepting, sets = _subsets(nfa, limit)
+    free = {state for state in nfa.anything if (nfa.end, frozenset()) in _closure(nfa, (state, frozenset()))}
     certain = [i for i, threads in enumerate(sets) if any(state in free and not owed for state, owed in threads)]
-    return Ahead([_spans(row) for row in rows], frozenset(accepting), frozenset(certain), negative)
+    return Ahead(edges, frozenset(accepting), frozenset(certain), negative)
 
 
-def _spans(row: Row) -> Spans:
-    spans: Spans = []
-    for byte, state in sorted(row.items()):
-        if spans and spans[-1][1] == byte - 1 and spans[-1][2] == state:
-            spans[-1] = (spans[-1][0], byte, state)
-        else:
-            spans.append((byte, byte, state))
-    return spans
-
-
-def _subsets(nfa: Nfa, limit: int, most: int = MAX_THREADS) -> tuple[list[Row], list[int], list[frozenset[Thread]]]:
-    start = _closure(nfa, [(nfa.start, frozenset())])
+def _subsets(nfa: Nfa, limit: int, most: int = MAX_THREADS) -> tuple[list[Spans], list[int], list[frozenset[Thread]]]:
+    start = _closure(nfa, (nfa.start, frozenset()))
     number, sets = {start: 0}, [start]
-    rows: list[Row] = []
+    closures: dict[Thread, frozenset[Thread]] = {}
+    edges: list[Spans] = []
     threads = 0
     for current in sets:
-        row: Row = {}
+        spans: Spans = []
         for first, last, moved in _moves(nfa, current):
-            target = _closure(nfa, moved)
+            for thread in moved:
+                if thread not in closures:
+                    closures[thread] = _closure(nfa, thread)
+            target = closures[moved[0]].union(*(closures[thread] for thread in moved[1:]))
             if target:
-                if target not in number:
-                    number[target] = len(sets)
+                state = number.setdefault(target, len(sets))
+                if state == len(sets):
                     sets.append(target)
-                row.update(dict.fromkeys(range(first, last + 1), number[target]))
-        rows.append(row)
+                if spans and spans[-1][1] == first - 1 and spans[-1][2] == state:
+                    spans[-1] = (spans[-1][0], last, state)
+                else:
+                    spans.append((first, last, state))
+        edges.append(spans)
         threads += len(current)
         if len(sets) > limit or threads > most:
             raise TooBig(f"the automaton has more than {min(len(sets), limit):,} states, {limit:,} are allowed")
     accepting = [i for i, current in enumerate(sets) if any(_ends(nfa, thread) for thread in current)]
-    return rows, accepting, sets
+    return edges, accepting, sets
 
 
-def _closure(nfa: Nfa, threads: list[Thread]) -> frozenset[Thread]:
-    """All threads that those become without a byte."""
-    found, stack = set(threads), list(threads)
+def _closure(nfa: Nfa, thread: Thread) -> frozenset[Thread]:
+    """All threads that one becomes without a byte."""
+    found, stack = {thread}, [thread]
     while stack:
         state, owed = stack.pop()
         after: list[Thread] = [(target, owed) for target in nfa.plain[state]]
@@ -224,12 +225,12 @@ def _closure(nfa: Nfa, threads: list[Thread]) -> frozenset[Thread]:
         for scope, target in nfa.exits[state]:
             if all(_holds(nfa, one) for one in owed if one.scope == scope):
                 after.append((target, frozenset(one for one in owed if one.scope != scope)))
-        for thread in after:
-            if thread not in found:
-                found.add(thread)
-                stack.append(thread)
+        for other in after:
+            if other not in found:
+                found.add(other)
+                stack.append(other)
     # only threads that read a byte or end here make a difference
-    return frozenset(thread for thread in found if nfa.bytes[thread[0]] or thread[0] == nfa.end)
+    return frozenset(one for one in found if nfa.bytes[one[0]] or one[0] == nfa.end)
 
 
 def _settle(nfa: Nfa, owed: list[Obligation]) -> frozenset[Obligation] | None:
@@ -256,6 +257,11 @@ def _ends(nfa: Nfa, thread: Thread) -> bool:
 
 def _moves(nfa: Nfa, threads: frozenset[Thread]) -> list[tuple[int, int, list[Thread]]]:
     """(first byte, last byte, threads after it), for each run of bytes that all threads treat alike."""
+    if len(threads) == 1:
+        ((state, owed),) = threads
+        spans = nfa.bytes[state]
+        if not owed and all(left[1] < right[0] for left, right in pairwise(spans)):
+            return [(first, last, [(target, owed)]) for first, last, target in spans]
     lists = [nfa.bytes[state] for state, _ in threads]
     lists += [nfa.aheads[one.look].spans[one.state] for _, owed in threads for one in owed]
     cuts = sorted({cut for spans in lists for first, last, _ in spans for cut in (first, last + 1)})

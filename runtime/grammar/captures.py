@@ -57,10 +57,11 @@ class Round(NamedTuple):
 
 
 class Count(NamedTuple):
-    """A round is done. Counting stops at `enough`, from where all counts have the same future."""
+    """A round is done. Counting stops at `enough`, from where all counts have the same future. plain: no separator."""
 
     loop: int
     enough: int
+    plain: bool
 
 
 class End(NamedTuple):
@@ -78,7 +79,34 @@ class Program:
     def __init__(self, constraint: Constraint, leaves: Leaves) -> None:
         self.ops: list[Op] = [End()]
         self._leaves = leaves
+        self._begins: dict[int, bytes] = {}
         self.first = self._lay(constraint, 0)
+
+    def begins(self, number: int) -> bytes:
+        """[byte]: not 0 where it may come next before op `number`."""
+        if number not in self._begins:
+            found, waiting, seen = bytearray(256), [number], {number}
+            while waiting:
+                op = self.ops[waiting.pop()]
+                after: tuple[int, ...] = ()
+                match op:
+                    case Part(machine, behind):
+                        state = machine.begin(0)
+                        for byte in range(256):
+                            found[byte] |= machine.step(state, byte) is not None
+                        after = (behind,) if machine.accepts(state) else ()
+                    case Fork(ways):
+                        after = ways
+                    case Open(after=behind) | Close(behind) | Enter(behind):
+                        after = (behind,)
+                    case Count(loop):
+                        after = (loop,)
+                    case Round(first, again, behind):
+                        after = (first, again, behind)
+                waiting += [way for way in after if way not in seen]
+                seen.update(after)
+            self._begins[number] = bytes(found)
+        return self._begins[number]
 
     def _add(self, op: Op) -> int:
         self.ops.append(op)
@@ -108,7 +136,7 @@ class Program:
     def _loop(self, body: Callable[[int], list[int]], after: int, least: int, most: int, separator: bytes) -> int:
         """Least .. most rounds (most 0: no limit) of one of the ways that `body` lays."""
         loop = self._add(End())  # its place: a round knows the body, the body's end knows the round
-        back = self._add(Count(loop, most or max(least, 1)))
+        back = self._add(Count(loop, most or max(least, 1), not separator))
         ways = body(back)
         first = ways[0] if len(ways) == 1 else self._add(Fork(tuple(ways)))
         again = self._add(Part(Words((separator,)), first)) if separator else first
@@ -184,8 +212,17 @@ class Tracker:
         for byte in data:
             if self.error:
                 return
-            before, self._threads, self._seen = self._threads, [], set()
+            before = self._leaving(byte)
             self.at += 1
+            if len(before) == 1:  # nearly always, and then it nearly always stays in its part
+                thread = before[0]
+                part = ops[thread.op]
+                if isinstance(part, Part):
+                    state = part.machine.step(thread.state, byte)
+                    if state is not None and part.machine.goes_on(state):
+                        self._threads = [thread if state == thread.state else Thread(thread.op, state, *thread[2:])]
+                        continue
+            self._threads, self._seen = [], set()
             for thread in before:
                 part = ops[thread.op]
                 if isinstance(part, Part):
@@ -197,6 +234,23 @@ class Tracker:
                 none = f"byte {self.at - 1} of the text fits no reading of the constraint"
                 self.error = f"captures cannot be told: {many if self._threads else none}"
                 self._threads = before
+
+    def _leaving(self, byte: int) -> list[Thread]:
+        """The threads, and behind each whose part may end here those that go on after it; -1: all of them, otherwise
+        those of them that may take `byte`. They are not kept in between, since most never take one; closed() does not
+        miss them, for what they have closed begins with what the thread in the part has."""
+        now, found = self._threads, []
+        self._seen = set()
+        for thread in now:
+            found.append(thread)
+            part = self.program.ops[thread.op]
+            if not isinstance(part, Part) or not part.machine.accepts(thread.state):
+                continue
+            if byte < 0 or self.program.begins(part.after)[byte]:
+                self._threads = found
+                self._follow([Thread(part.after, None, *thread[2:])])
+        self._threads = now
+        return found
 
     def closed(self) -> list[Closed]:
         """Captures whose extent has become certain since the last call, in order of their ends."""
@@ -221,8 +275,9 @@ class Tracker:
         That of the preferred reading that may end here. Is there none (the text was cut off), then of the one that got
         furthest: most captures closed, then furthest in the constraint.
         """
-        ends = [thread for thread in self._threads if isinstance(self.program.ops[thread.op], End)]
-        best = ends[0] if ends else max(self._threads, key=lambda t: (t.marks.count if t.marks else 0, -t.op))
+        threads = self._leaving(-1)
+        ends = [thread for thread in threads if isinstance(self.program.ops[thread.op], End)]
+        best = ends[0] if ends else max(threads, key=lambda t: (t.marks.count if t.marks else 0, -t.op))
         done = best.marks.back_to(0) if best.marks else []
         return done + [Closed(name, first, self.at) for name, first in reversed(best.open)]
 
@@ -240,8 +295,8 @@ class Tracker:
         if self._known(thread):
             return
         if part.machine.goes_on(thread.state):
-            self._threads.append(thread)
-        if part.machine.accepts(thread.state):
+            self._threads.append(thread)  # and where its part may end, those after it: see _leaving
+        elif part.machine.accepts(thread.state):
             self._follow([Thread(part.after, None, *thread[2:])])
 
     def _follow(self, waiting: list[Thread]) -> None:
@@ -268,9 +323,9 @@ class Tracker:
                 case Enter(after):
                     counts, since = (*thread.counts, 0), (*thread.since, self.at)
                     waiting.append(thread._replace(op=after, counts=counts, since=since))
-                case Count(loop, enough):
+                case Count(loop, enough, plain):
                     # A round without text can be had any number of times, so it is as good as all that are left.
-                    count = enough if thread.since[-1] == self.at else min(thread.counts[-1] + 1, enough)
+                    count = enough if plain and thread.since[-1] == self.at else min(thread.counts[-1] + 1, enough)
                     waiting.append(thread._replace(op=loop, counts=(*thread.counts[:-1], count)))
                 case Round(first, again, after, least, most):
                     count = thread.counts[-1]

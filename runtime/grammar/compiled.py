@@ -5,30 +5,42 @@ Knows: recipes, the engines' grammars. Must not know: processes, caches, deadlin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from branchwork.lang.constraint import Capture, Choice, Constraint, ConstraintError, Free, JsonSchema, capture_names
-from branchwork.runtime.grammar import dfa, llg, xgr
+from branchwork.lang.constraint import (
+    Capture,
+    Choice,
+    Constraint,
+    ConstraintError,
+    Free,
+    Invalid,
+    JsonSchema,
+    Unsupported,
+    capture_names,
+)
+from branchwork.runtime.grammar import dfa, llg, walk, xgr
 from branchwork.runtime.grammar.captures import Program, Tracker
 from branchwork.runtime.grammar.leaves import Followed, Json, Machine, Rows, Words, byte_vocabulary
 from branchwork.runtime.grammar.matcher import Closed, Grammar, Matcher, Report, Row
 from branchwork.runtime.grammar.recipe import (
     DfaRecipe,
     LlgRecipe,
-    Options,
     Recipe,
+    Tokens,
     XgrRecipe,
     follows_parts,
     leaf_key,
 )
 from branchwork.runtime.grammar.vocabulary import Vocabulary
 
-_FORMAT = "1"  # of recipes: raise it when what they hold changes its meaning
+_FORMAT = "2"  # of recipes: raise it when what they hold changes its meaning
+_FILLED = 100  # masks of states near the start that are made before anybody asks
 _LLG_BYTES = 1 << 20  # a guess at what a compiled llguidance grammar holds, next to its text
 
 
@@ -54,30 +66,46 @@ def prepare(vocabulary: Vocabulary) -> None:
 
 
 def xgrammar_may(constraint: Constraint, error: ConstraintError) -> bool:
-    """Whether xgrammar is worth a try after llguidance refused."""
-    lenient = isinstance(constraint, JsonSchema) and not constraint.strict
-    return lenient and error.code != "invalid_constraint" and bool(_version("xgrammar"))
+    """Whether xgrammar is worth a try after llguidance refused. What is wrong in itself, also a schema that nothing
+    satisfies, stays refused, and so does a reference that leads out of the schema: xgrammar would take it for anything.
+    """
+    if not isinstance(constraint, JsonSchema) or constraint.strict or not _version("xgrammar"):
+        return False
+    outside = isinstance(error, Unsupported) and ("reference" in error.construct or "$" in error.construct)
+    return not outside and not isinstance(error, Invalid)
 
 
 def size(recipe: Recipe) -> int:
     """About how many bytes its grammar takes."""
     leaves = sum(map(len, recipe.leaves.values()))
-    return leaves + (len(recipe.table) if isinstance(recipe, DfaRecipe) else _LLG_BYTES)
+    match recipe:
+        case DfaRecipe(table):
+            return leaves + 1024 * int.from_bytes(table[:4], "little")  # rows of 256 int32
+        case XgrRecipe(prepared):
+            return leaves + len(prepared)
+    return leaves + _LLG_BYTES
 
 
-def realise(recipe: Recipe, constraint: Constraint, vocabulary: Vocabulary, options: Options) -> Grammar:
-    """The engine's own grammar. Raises ConstraintError."""
+def tokens(vocabulary: Vocabulary) -> Tokens:
+    lengths = np.fromiter(map(len, vocabulary.tokens), np.int32, vocabulary.size)
+    return Tokens(b"".join(vocabulary.tokens), lengths.tobytes(), vocabulary.eos)
+
+
+def realise(recipe: Recipe, constraint: Constraint, vocabulary: Vocabulary, masks: walk.Masks) -> Grammar:
+    """The engine's own grammar. masks: where those of automata are kept. Raises ConstraintError."""
     match recipe:
         case DfaRecipe(table):
             found = dfa.Table.from_bytes(table)
-            return dfa.DfaGrammar(found, vocabulary, Report("dfa", states=len(found)))
+            return dfa.DfaGrammar(found, vocabulary, Report("dfa", states=len(found)), masks)
         case LlgRecipe(assembly):
             return llg.LlgGrammar(llg.decode_assembly(assembly), vocabulary)
-        case XgrRecipe():
-            return xgr.compile_xgrammar(constraint, vocabulary)
+        case XgrRecipe(prepared):
+            return xgr.load(prepared, constraint, vocabulary)
 
 
-def finish(grammar: Grammar, recipe: Recipe, constraint: Constraint, vocabulary: Vocabulary, seconds: float) -> Grammar:
+def finish(
+    grammar: Grammar, recipe: Recipe, constraint: Constraint, vocabulary: Vocabulary, seconds: float
+) -> Compiled:
     """With the time it took in its report, and matchers that tell captures when it has any."""
     report = msgspec.structs.replace(grammar.report, seconds=seconds)
     program = None
@@ -121,6 +149,11 @@ class Compiled:
 
     def validate_text(self, text: str) -> str:
         return self.inner.validate_text(text) if self.report.loose else ""
+
+    def fill(self, more: Callable[[], bool]) -> None:
+        """Prepare masks that are likely to be needed first."""
+        if isinstance(self.inner, dfa.DfaGrammar):
+            self.inner.fill(_FILLED, more)
 
     def device_table(self) -> dict[str, Any] | None:
         return self.inner.device_table()

@@ -6,7 +6,7 @@ Knows: bytes, outlines-core as a compiler of patterns, masks. Must not know: con
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -70,11 +70,13 @@ class Table:
 
     def to_bytes(self) -> bytes:
         """For a file or a pipe: equal columns once."""
-        columns, classes = np.unique(self.transitions, axis=1, return_inverse=True)
-        width = columns.shape[1]
-        head = np.array([len(self), width], "<i4").tobytes()
-        body = classes.reshape(-1).astype(np.uint8).tobytes() + columns.astype("<i4").tobytes()
-        return head + body + np.packbits(self.accepting).tobytes()
+        number: dict[bytes, int] = {}
+        turned = np.ascontiguousarray(self.transitions.T)
+        classes = [number.setdefault(column.tobytes(), len(number)) for column in turned]
+        first = [classes.index(known) for known in range(len(number))]
+        columns = np.ascontiguousarray(self.transitions[:, first], "<i4")
+        head = np.array([len(self), len(first)], "<i4").tobytes()
+        return head + bytes(classes) + columns.tobytes() + np.packbits(self.accepting).tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Table:
@@ -127,6 +129,34 @@ def assemble(rows: Sequence[dict[int, int]], accepting: Iterable[int], start: in
     return Table(transitions, np.fromiter((state in ends for state in order), bool, len(order)))
 
 
+def lay(edges: Sequence[automaton.Spans], accepting: Iterable[int]) -> Table:
+    """A table out of each state's (first byte, last byte, state) edges, all reached from state 0. States that lead
+    nowhere are left out. Raises Invalid when that is all."""
+    before: list[list[int]] = [[] for _ in edges]
+    for state, spans in enumerate(edges):
+        for _, _, target in spans:
+            before[target].append(state)
+    queue = list(accepting)
+    alive = np.zeros(len(edges), bool)
+    alive[queue] = True
+    ends = alive.copy()
+    for state in queue:
+        for source in before[state]:
+            if not alive[source]:
+                alive[source] = True
+                queue.append(source)
+    if not alive[0]:
+        raise Invalid("no text at all satisfies this constraint")
+    sources = np.repeat(np.arange(len(edges)), [len(spans) for spans in edges])
+    first, last, target = np.array([span for spans in edges for span in spans], np.int64).reshape(-1, 3).T
+    number = np.where(alive, np.cumsum(alive) - 1, -1).astype(np.int32)
+    sizes = last + 1 - first
+    places = np.repeat(sources * 256 + first - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+    transitions = np.full(len(edges) * 256, -1, np.int32)
+    transitions[places] = np.repeat(number[target], sizes)
+    return Table(transitions.reshape(-1, 256)[alive], ends[alive])
+
+
 def of_strings(strings: Iterable[bytes]) -> Table:
     """The smallest automaton of a list of strings: their trie with equal endings merged. Raises TooBig."""
     trie: list[dict[int, int]] = [{}]
@@ -163,8 +193,7 @@ def build(pattern: str, *, states: int = MAX_STATES) -> Table:
     killed. Exact but for the noncharacter U+10FFFF. Raises Invalid, Unsupported, TooBig.
     """
     if pattern.startswith(TREE):
-        rows, accepting = automaton.determinise(automaton.decode(pattern), states)
-        return assemble(rows, accepting)
+        return lay(*automaton.determinise(automaton.decode(pattern), states))
     return _compiled(pattern, states)
 
 
@@ -225,6 +254,7 @@ class DfaGrammar:
         self.table, self.vocabulary = table, vocabulary
         self.report = report or Report("dfa", states=len(table))
         self.walker = walk.Walker(table.transitions, vocabulary.trie, vocabulary.words)
+        self.walker.prepare()
         self.masks = masks.client()
         self.blind: set[int] = set()  # states behind which there is no token, found so far
 
@@ -248,6 +278,14 @@ class DfaGrammar:
                 self.blind.add(state)
             mask = self.masks.put(state, mask)
         return mask
+
+    def fill(self, states: int, more: Callable[[], bool]) -> None:
+        """Have the masks of the first states ready, as long as `more` says so. For a thread with nothing else to do;
+        those nearest to the start come first."""
+        for state in range(min(states, len(self.table))):
+            if not more():
+                return
+            self.mask(state)
 
     def forced(self, state: int) -> tuple[bytes, int]:
         """The only way on from `state`, and where it leads."""

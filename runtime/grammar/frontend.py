@@ -5,6 +5,7 @@ Knows: constraint values, trees of regular expressions, Rust's regex syntax. Mus
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator
 from functools import reduce
@@ -47,15 +48,13 @@ from branchwork.lang.regex import (
     union,
 )
 from branchwork.runtime.grammar import automaton
-from branchwork.runtime.grammar.dfa import TREE, Table, assemble, of_strings
+from branchwork.runtime.grammar.dfa import MAX_STATES, TREE, Table, build, lay, of_strings
 
 MAX_STRINGS = 20_000  # texts of a constraint that is a plain list of them; more, and it goes the way of patterns
 MAX_LISTED = 200_000  # characters of those texts together
 MAX_PATTERN = 2_000_000  # characters of a pattern
 _MAX_FREE = 4_000  # nodes of a stop-free text's tree before look-ahead is the shorter way to say it
-_SMALL = 128  # characters with their repeats, and what the subset construction of a pattern of such a size may take
-_SMALL_STATES = 512
-_SMALL_THREADS = 10_000
+_THREADS = 60_000  # of a subset construction: a tenth of a second, and exponential shapes are given up
 _PREFIXES = 512  # beginnings looked at to say whether a constraint begins with a stop
 
 
@@ -98,25 +97,36 @@ def regular(constraint: Constraint, limit: int = 3000) -> Regular | None:
         return Regular(TREE + msgspec.json.encode(tree).decode(), size)
     strings = expand(tree, MAX_STRINGS)
     listed = strings is not None and sum(map(len, strings)) <= MAX_LISTED
-    fsm = of_strings([text.encode() for text in strings or ()]) if listed else _small(tree, size)
+    fsm = of_strings([text.encode() for text in strings or ()]) if listed else _automaton(tree, size, limit)
     pattern = rust(tree)
     if len(pattern) > MAX_PATTERN:
         raise TooBig(f"the constraint is a pattern of {len(pattern):,} characters, {MAX_PATTERN:,} are allowed")
     return Regular(pattern, size, fsm)
 
 
-def _small(tree: Tree, size: int) -> Table | None:
-    """The automaton of a small pattern, None when it is not small after all.
+def _automaton(tree: Tree, size: int, limit: int) -> Table | None:
+    """The automaton by our own construction, None when it takes too long.
 
     outlines-core also builds what is needed to find a match that begins anywhere, which takes seconds for a pattern as
     short as [1-9][0-9]{0,17}: the beginnings that overlap are counted in 2**17 sets.
     """
-    if size > _SMALL:
+    if size > limit:
         return None
     try:
-        return assemble(*automaton.determinise(tree, _SMALL_STATES, _SMALL_THREADS))
+        return lay(*automaton.determinise(tree, MAX_STATES, _THREADS))
     except TooBig:
         return None
+
+
+def table(pattern: str, *, states: int, limit: int = 3000) -> Table:
+    """The automaton of a Rust pattern such as `rust` writes: no shorthand classes, no flags. Raises as dfa.build."""
+    spelled = _CODES.sub(lambda found: f"{found[1]}\\U{int(found[2], 16):08x}", pattern)
+    tree = simplify(parse(spelled))
+    found = None if looks(tree) else _automaton(tree, count(tree), limit)
+    return build(pattern, states=states) if found is None else found
+
+
+_CODES = re.compile(r"(?<!\\)((?:\\\\)*)\\x\{([0-9A-Fa-f]+)\}")
 
 
 def regex_text(regex: Regex) -> str:

@@ -23,16 +23,14 @@ from pathlib import Path
 import msgspec
 
 from branchwork.lang.constraint import Constraint, ConstraintError, TooBig
-from branchwork.runtime.grammar import compiled, store
+from branchwork.runtime.grammar import compiled, store, walk
 from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.grammar.processes import Died, Late, Outcome, Pool
 from branchwork.runtime.grammar.recipe import (
     Declined,
-    DfaRecipe,
     Fault,
     Job,
     LeafTables,
-    LlgRecipe,
     Options,
     Recipe,
     Refusal,
@@ -44,6 +42,7 @@ from branchwork.runtime.grammar.recipe import (
 from branchwork.runtime.grammar.vocabulary import Vocabulary
 
 _ERROR_SECONDS = 30.0  # errors are remembered so long: the same request may come again at once, or be mended later
+_FILL_SECONDS = 0.05  # for masks made ahead, by a thread for which nothing waits
 _ERROR_BYTES = 1024  # what an error counts in the memory of what was compiled
 
 log = logging.getLogger(__name__)
@@ -64,6 +63,7 @@ class Compiler:
         folder = store.default_folder() if self.options.folder == "default" else Path(self.options.folder)
         self._store = store.Store(folder, self.options.folder_bytes) if self.options.folder else None
         self._known: store.Recent[Grammar | tuple[ConstraintError, float]] = store.Recent(self.options.kept)
+        self._masks = walk.Masks(self.options.mask_bytes)
         self._under_way: dict[bytes, Future[Grammar | ConstraintError]] = {}
         self._asked: set[bytes] = set()  # by get(): these go to poll()
         self._ready: deque[tuple[Constraint, Grammar | ConstraintError]] = deque()
@@ -167,6 +167,9 @@ class Compiler:
                     with contextlib.suppress(BlockingIOError):  # full: it is readable already
                         os.write(self._bell[1], b"!")
         future.set_result(result)
+        if isinstance(result, compiled.Compiled):
+            until = time.monotonic() + _FILL_SECONDS
+            result.fill(lambda: not self._pool.waiting and time.monotonic() < until)
 
     def _compile(self, constraint: Constraint) -> tuple[Grammar, int]:
         began = time.perf_counter()
@@ -174,7 +177,7 @@ class Compiler:
         fresh = recipe is None
         if recipe is None:
             recipe = self._prepare(constraint)
-        grammar = compiled.realise(recipe, constraint, self.vocabulary, self.options)
+        grammar = compiled.realise(recipe, constraint, self.vocabulary, self._masks)
         seconds = time.perf_counter() - began if fresh else 0.0
         return compiled.finish(grammar, recipe, constraint, self.vocabulary, seconds), compiled.size(recipe)
 
@@ -214,7 +217,8 @@ class Compiler:
         if recipe is None and backend in ("auto", "llguidance"):
             recipe = self._fallback(constraint, following)
         if recipe is None:
-            recipe = XgrRecipe("asked for")
+            recipe = self._xgrammar(constraint)
+        storable = storable and not isinstance(recipe, XgrRecipe)  # it is good for one vocabulary only
         if needs_tables(constraint):
             leaves, _ = self._pool.ask(Job("leaves", constraint, self.options), self.options.dfa_seconds)
             if isinstance(leaves, LeafTables):
@@ -232,14 +236,26 @@ class Compiler:
         try:
             recipe = self._read(found)
         except ConstraintError as error:
-            if self.options.backend == "auto" and compiled.xgrammar_may(constraint, error):
-                return XgrRecipe(str(error))
-            raise
+            if self.options.backend != "auto" or not compiled.xgrammar_may(constraint, error):
+                raise
+            try:
+                return self._xgrammar(constraint)
+            except ConstraintError as other:
+                log.info("xgrammar does not take it either: %s", other)
+                raise error from None
         if isinstance(recipe, Declined):
             raise TooBig(recipe.reason)
         return recipe
 
-    def _read(self, outcome: Outcome) -> DfaRecipe | LlgRecipe | Declined:
+    def _xgrammar(self, constraint: Constraint) -> Recipe:
+        job = Job("xgrammar", constraint, self.options, tokens=compiled.tokens(self.vocabulary))
+        found, _ = self._pool.ask(job, self.options.seconds)
+        recipe = self._read(found)
+        if isinstance(recipe, Declined):
+            raise TooBig(recipe.reason)
+        return recipe
+
+    def _read(self, outcome: Outcome) -> Recipe | Declined:
         """What a stage gave; a limit passed is Declined, with the limit. Raises ConstraintError."""
         match outcome:
             case Late(seconds):

@@ -134,6 +134,11 @@ class Pool:
         """Run it in one of the threads; it must not raise. After close() it runs where ask() gives Died."""
         self._tasks.put(task)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether tasks wait for a thread."""
+        return not self._tasks.empty()
+
     def ask(self, job: Job, seconds: float, then: float = 0.0) -> tuple[Outcome, Outcome | None]:
         """Within a task: blocks for at most `seconds` of work, and `then` of the stage after it. A job whose worker was
         killed from outside is given to another one, once."""

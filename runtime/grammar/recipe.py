@@ -50,14 +50,24 @@ class Options(msgspec.Struct, frozen=True):
     folder_bytes: int = 512 << 20
 
 
+class Tokens(msgspec.Struct, frozen=True, array_like=True):
+    """A vocabulary on its way to a worker: all tokens' bytes in a row, their lengths (int32), its end tokens."""
+
+    joined: bytes
+    lengths: bytes
+    eos: tuple[int, ...]
+
+
 class Job(msgspec.Struct, frozen=True, array_like=True):
-    """stage: dfa | llguidance | leaves (the tables by which captures are followed). then: the stage that follows at
-    once, with an answer of its own, where the first declines: it costs no second way to the worker."""
+    """stage: dfa | llguidance | xgrammar | leaves (the tables by which captures are followed). then: the stage that
+    follows at once, with an answer of its own, where the first declines: it costs no second way to the worker.
+    tokens: for xgrammar, whose compiler wants the vocabulary."""
 
     stage: str
     constraint: Constraint
     options: Options
     then: str = ""
+    tokens: Tokens | None = None
 
 
 class DfaRecipe(msgspec.Struct, frozen=True, tag="dfa"):
@@ -73,9 +83,9 @@ class LlgRecipe(msgspec.Struct, frozen=True, tag="llguidance"):
 
 
 class XgrRecipe(msgspec.Struct, frozen=True, tag="xgrammar"):
-    """Nothing can be prepared without the vocabulary. reason: why nothing better could be had."""
+    """compiled: as xgr.prepare has it, for one vocabulary only."""
 
-    reason: str
+    compiled: bytes
     leaves: dict[bytes, bytes] = {}
 
 
@@ -109,7 +119,7 @@ class Fault(msgspec.Struct, frozen=True, tag="fault"):
 
 
 Recipe = DfaRecipe | LlgRecipe | XgrRecipe
-Answer = DfaRecipe | LlgRecipe | LeafTables | Declined | Refusal | Fault
+Answer = DfaRecipe | LlgRecipe | XgrRecipe | LeafTables | Declined | Refusal | Fault
 
 
 def refusal(error: ConstraintError) -> Refusal:
@@ -161,6 +171,11 @@ def prepare(job: Job) -> Answer:
             return _dfa(job.constraint, job.options)
         if job.stage == "llguidance":
             return _llguidance(job.constraint)
+        if job.stage == "xgrammar":
+            from branchwork.runtime.grammar import xgr
+
+            assert job.tokens is not None
+            return XgrRecipe(xgr.prepare(job.constraint, job.tokens.joined, job.tokens.lengths, job.tokens.eos))
         return LeafTables(_leaf_tables(job.constraint, job.options))
     except ConstraintError as error:
         return refusal(error)
@@ -173,11 +188,11 @@ def _dfa(constraint: Constraint, options: Options) -> Answer:
         pattern = _flat(constraint)
         if pattern is None:
             return Declined("the schema is not flat and small")
-        return DfaRecipe(dfa.build(pattern, states=options.states).to_bytes())
+        return DfaRecipe(frontend.table(pattern, states=options.states, limit=options.nfa).to_bytes())
     regular = frontend.regular(constraint, options.nfa)
     if regular is None:
         return Declined("a part of it is not regular")
-    if regular.fsm is not None:
+    if regular.fsm is not None and len(regular.fsm) <= options.states:
         return DfaRecipe(regular.fsm.to_bytes())
     if regular.size > options.nfa:
         return Declined(
@@ -223,7 +238,7 @@ def _leaf_tables(constraint: Constraint, options: Options) -> dict[bytes, bytes]
             alone = isinstance(schema, dict) and schema.get("type") in ("object", "array", "string")
             pattern = None if alone else _flat(leaf)
             if pattern is not None:
-                tables[name] = dfa.build(pattern, states=options.states).to_bytes()
+                tables[name] = frontend.table(pattern, states=options.states, limit=options.nfa).to_bytes()
         elif isinstance(leaf, Regex):
             regular = frontend.regular(leaf, options.nfa)
             if regular is None or (regular.fsm is None and regular.size > options.nfa):

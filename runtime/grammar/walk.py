@@ -6,17 +6,21 @@ Knows: flat tries, transition tables, mask words, a budget of bytes. Must not kn
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.machinery
 import threading
+import zlib
 from collections import OrderedDict, deque
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from branchwork.runtime.grammar.trie import Trie
+from branchwork.runtime.grammar.trie import KINDS, TEXTS, Trie
+
+_FAR = 24  # bytes: few tokens are longer
+_LARGE = 2_000  # states of a table for which so far is too much work
 
 Mask = NDArray[np.int32]
 
@@ -27,8 +31,11 @@ def _open() -> ctypes.CDLL | None:
         if place.exists():
             library = ctypes.CDLL(str(place))
             pointer, number, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
-            library.bw_mask.argtypes = [pointer, number, pointer, number, pointer, pointer]
+            walked = (pointer, number, pointer, number, pointer, pointer)
+            library.bw_mask.argtypes = [*walked, pointer, number, *[pointer] * 4]
             library.bw_mask.restype = None
+            library.bw_safe.argtypes = [pointer, number, pointer, number, number, number, pointer, pointer]
+            library.bw_safe.restype = None
             shape = (pointer, number, pointer, number, pointer, text, number, number)
             library.bw_first_extension.argtypes = shape
             library.bw_first_extension.restype = number
@@ -53,12 +60,36 @@ class Walker:
             return self._mask(state)
         mask = np.zeros(self.words, np.int32)
         path = np.empty(self.trie.longest + 1, np.int32)
-        nodes, table = self.trie.nodes, self.transitions.ctypes.data
-        self.library.bw_mask(table, state, nodes.ctypes.data, len(nodes), path.ctypes.data, mask.ctypes.data)
+        table, nodes, below = self._places
+        self.library.bw_mask(table, state, *nodes, path.ctypes.data, mask.ctypes.data, *below)
         for token, twin in self.trie.twins.tolist():
             if mask[token >> 5] >> (token & 31) & 1:
                 mask.view(np.uint32)[twin >> 5] |= np.uint32(1 << (twin & 31))
         return mask
+
+    @cached_property
+    def _places(self) -> tuple[int, tuple[int, int], tuple[int, ...]]:
+        """Addresses for the library; looking them up takes longer than many a walk."""
+        nodes, below = self.trie.nodes, (array.ctypes.data for array in self.trie.below)
+        rest = (self.safe.ctypes.data, KINDS.shape[1], *below)
+        return self.transitions.ctypes.data, (nodes.ctypes.data, len(nodes)), rest
+
+    def prepare(self) -> None:
+        """What the first mask would have to wait for."""
+        if self.library is not None:
+            _ = self._places
+
+    @cached_property
+    def safe(self) -> NDArray[np.uint8]:
+        """How many characters of each of KINDS may follow a state whatever they are, up to _FAR."""
+        assert self.library is not None
+        table, kinds = self.transitions, np.ascontiguousarray(KINDS, np.uint8)
+        safe = np.zeros((len(table), kinds.shape[1]), np.uint8)
+        far = min(_FAR if len(table) <= _LARGE else _FAR // 2, self.trie.longest)
+        scratch = np.zeros((len(table), 8), np.uint8)
+        shape = (kinds.ctypes.data, kinds.shape[1], TEXTS)
+        self.library.bw_safe(table.ctypes.data, len(table), *shape, far, scratch.ctypes.data, safe.ctypes.data)
+        return safe
 
     def first_extension(self, run: bytes, state: int) -> int:
         """The smallest i such that a token properly extends run[i:] and its rest may follow `state`, which is that
@@ -121,8 +152,8 @@ class Masks:
 
     def __init__(self, budget: int) -> None:
         self.budget, self.held = budget, 0
-        self._digests: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._stored: dict[bytes, tuple[Mask, list[int]]] = {}  # by digest; the list holds the number of keys
+        self._digests: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._stored: dict[int, tuple[Mask, list[int]]] = {}  # by checksum; the list holds the number of keys
         self._states: dict[int, set[int]] = {}  # by client
         self._gone: deque[int] = deque()  # clients: a destructor may run inside the lock, so it only leaves a note
         self._lock = threading.Lock()
@@ -141,12 +172,14 @@ class Masks:
 
     def put(self, client: int, state: int, mask: Mask) -> Mask:
         """Keep a mask, which nobody writes to from now on; returns the stored one that equals it."""
-        digest = hashlib.blake2b(mask.tobytes(), digest_size=16).digest()
+        digest = zlib.crc32(mask)  # type: ignore[arg-type]
         with self._lock:
             while self._gone:
                 gone = self._gone.popleft()
                 for old in self._states.pop(gone, ()):
                     self._drop((gone, old))
+            while digest in self._stored and not np.array_equal(self._stored[digest][0], mask):
+                digest += 1 << 32  # another one that has the same checksum
             if (client, state) not in self._digests:
                 kept, users = self._stored.setdefault(digest, (mask, [0]))
                 self.held += _KEY + (0 if users[0] else kept.nbytes)

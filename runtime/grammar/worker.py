@@ -7,6 +7,7 @@ stage on stdout; an empty frame first, when it is ready. It ends with its parent
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -36,16 +37,29 @@ def write_frame(stream: IO[bytes], data: bytes) -> None:
 
 
 def limit_memory(more: int) -> None:
-    """Allow this process `more` bytes of address space on top of what it has."""
+    """Allow this process `more` bytes of address space on top of what it has, -1: as much as there is."""
     import resource  # only where there is /proc: this module is imported everywhere
 
     with open("/proc/self/statm", "rb") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + more, held + more))
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most if more < 0 else held + more, most))
+
+
+def _import_xgrammar(memory: int) -> None:
+    """With torch behind it, it takes most of what a job may take, and is not the job's to account for."""
+    if sys.platform == "linux":
+        limit_memory(-1)
+    with contextlib.suppress(ImportError):  # then the stage says so
+        import xgrammar  # noqa: F401
+    if sys.platform == "linux":
+        limit_memory(memory)
 
 
 def answer(job: Job, memory: int) -> Answer:
     try:
+        if job.stage == "xgrammar" and "xgrammar" not in sys.modules:
+            _import_xgrammar(memory)
         return prepare(job)
     except MemoryError:
         return refusal(TooBig(f"compiling needs more memory than its limit of {memory / 2**20:,.0f} MiB"))

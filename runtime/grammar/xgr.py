@@ -1,6 +1,6 @@
 """xgrammar, an optional extra: the last resort for a JSON Schema or GBNF that llguidance refuses.
 
-Knows: xgrammar's compiler and matcher. Must not know: tensors, requests, other engines.
+Knows: xgrammar's compiler (in a worker) and matcher. Must not know: tensors, requests, processes, other engines.
 
 xgrammar loosens what it cannot enforce and says so on stderr only, so its report is always loose: the finished text is
 validated. Its vocabulary is made of raw bytes with special tokens blank; made the usual way it lets them into strings.
@@ -9,8 +9,8 @@ validated. Its vocabulary is made of raw bytes with special tokens blank; made t
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,25 +22,34 @@ from branchwork.runtime.grammar.vocabulary import Vocabulary
 
 _NOTE = "xgrammar may enforce less than the schema says"
 
-_compilers: dict[str, Any] = {}
-_building = threading.Lock()
 
-
-def _compiler(vocabulary: Vocabulary) -> Any:
+def _information(tokens: list[bytes], eos: Sequence[int]) -> Any:
     try:
         import xgrammar
     except ImportError:
         raise Unsupported("this constraint", hint="llguidance refuses it; the package xgrammar may take it") from None
+    kind = xgrammar.VocabType.RAW
+    return xgrammar.TokenizerInfo(tokens, vocab_type=kind, vocab_size=len(tokens), stop_token_ids=list(eos))
+
+
+@lru_cache(maxsize=2)
+def _compiler(joined: bytes, lengths: bytes, eos: tuple[int, ...]) -> Any:
+    import xgrammar
+
+    ends = np.cumsum(np.frombuffer(lengths, np.int32)).tolist()
+    information = _information([joined[first:last] for first, last in zip([0, *ends], ends)], eos)
+    return xgrammar.GrammarCompiler(information, max_threads=1, cache_enabled=False)
+
+
+_informations: dict[str, Any] = {}
+_building = threading.Lock()
+
+
+def _known(vocabulary: Vocabulary) -> Any:
     with _building:
-        if vocabulary.fingerprint not in _compilers:
-            info = xgrammar.TokenizerInfo(
-                vocabulary.tokens,
-                vocab_type=xgrammar.VocabType.RAW,
-                vocab_size=vocabulary.size,
-                stop_token_ids=list(vocabulary.eos),
-            )
-            _compilers[vocabulary.fingerprint] = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-        return _compilers[vocabulary.fingerprint]
+        if vocabulary.fingerprint not in _informations:
+            _informations[vocabulary.fingerprint] = _information(vocabulary.tokens, vocabulary.eos)
+        return _informations[vocabulary.fingerprint]
 
 
 class XgrMatcher:
@@ -119,9 +128,9 @@ class XgrMatcher:
 class XgrGrammar:
     """A compiled constraint; see matcher.Grammar."""
 
-    def __init__(self, compiled: Any, vocabulary: Vocabulary, schema: str, seconds: float) -> None:
+    def __init__(self, compiled: Any, vocabulary: Vocabulary, schema: str) -> None:
         self.compiled, self.vocabulary, self._schema = compiled, vocabulary, schema
-        self.report = Report("xgrammar", (_NOTE,) if schema else (), bool(schema), seconds)
+        self.report = Report("xgrammar", (_NOTE,) if schema else (), bool(schema))
 
     def scratch(self) -> Any:
         return np.zeros((1, self.vocabulary.words), np.int32)
@@ -138,17 +147,17 @@ class XgrGrammar:
         return None
 
 
-def compile_xgrammar(constraint: Constraint, vocabulary: Vocabulary) -> XgrGrammar:
-    """A JSON Schema or a GBNF grammar alone. Raises Invalid for what xgrammar refuses, Unsupported for the rest."""
-    began, schema = time.perf_counter(), ""
-    compiler = _compiler(vocabulary)
+def prepare(constraint: Constraint, joined: bytes, lengths: bytes, eos: tuple[int, ...]) -> bytes:
+    """A JSON Schema or a GBNF grammar alone, compiled for the tokens of a vocabulary (see recipe.Tokens). Takes any
+    amount of time and memory. Raises Invalid for what xgrammar refuses, Unsupported for the rest."""
+    flexible = isinstance(constraint, JsonSchema) and constraint.whitespace == "flexible"
+    _information([b"a"], ())  # says so when there is no xgrammar
+    compiler = _compiler(joined, lengths, eos)
     try:
         if isinstance(constraint, JsonSchema):
-            schema = constraint.schema
-            flexible = constraint.whitespace == "flexible"
             separators = None if flexible else (",", ":")
             compiled = compiler.compile_json_schema(
-                schema, any_whitespace=flexible, separators=separators, strict_mode=False
+                constraint.schema, any_whitespace=flexible, separators=separators, strict_mode=False
             )
         elif isinstance(constraint, Grammar) and constraint.syntax == "gbnf":
             compiled = compiler.compile_grammar(constraint.text)
@@ -156,4 +165,13 @@ def compile_xgrammar(constraint: Constraint, vocabulary: Vocabulary) -> XgrGramm
             raise Unsupported(f"{type(constraint).__name__} with xgrammar")
     except RuntimeError as error:
         raise Invalid(f"xgrammar: {str(error).splitlines()[0]}") from None
-    return XgrGrammar(compiled, vocabulary, schema, time.perf_counter() - began)
+    return str(compiled.serialize_json()).encode()
+
+
+def load(prepared: bytes, constraint: Constraint, vocabulary: Vocabulary) -> XgrGrammar:
+    """What `prepare` made for the tokens of this vocabulary."""
+    information = _known(vocabulary)
+    import xgrammar
+
+    compiled = xgrammar.CompiledGrammar.deserialize_json(prepared.decode(), information)
+    return XgrGrammar(compiled, vocabulary, constraint.schema if isinstance(constraint, JsonSchema) else "")

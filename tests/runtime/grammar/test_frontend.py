@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
 from branchwork.lang.constraint import (
@@ -20,8 +23,9 @@ from branchwork.lang.constraint import (
     TooBig,
     Unsupported,
 )
+from branchwork.lang.regex import parse
 from branchwork.runtime.grammar import dfa
-from branchwork.runtime.grammar.frontend import free_regex, regex_text, regular
+from branchwork.runtime.grammar.frontend import free_regex, regex_text, regular, rust, table
 
 
 def pattern(constraint: Constraint) -> str:
@@ -52,11 +56,17 @@ def test_the_text_for_other_engines_compiles_to_the_same_automaton() -> None:
         assert (dfa.build(text).transitions == dfa.build(pattern(Regex(source))).transitions).all()
 
 
-def test_only_automata_have_look_ahead() -> None:
+def test_small_look_ahead_is_written_out_for_others() -> None:
+    text = regex_text(Regex("(?!ab)[a-c]{1,3}"))
+    table = dfa.build(text)
+    assert [t for t in ("a", "ac", "ba", "ab", "abc", "cccc") if table.accepts(t.encode())] == ["a", "ac", "ba"]
+
+
+def test_only_automata_have_large_look_ahead() -> None:
     found = regular(Regex("(?!a)b"))
     assert found is not None and not found.rust and found.pattern.startswith(dfa.TREE)
     with pytest.raises(Unsupported, match="look-ahead at position 0"):
-        regex_text(Regex("(?!a)b"))
+        regex_text(Regex("(?!(a|b)*a(a|b){12})[ab]*"))
     with pytest.raises(TooBig, match=r"may have 3,000 .* this has 4,002"):
         regular(Regex("(?!a)b{4000}"))
 
@@ -83,8 +93,23 @@ def test_plain_lists_need_no_compiler() -> None:
     found = regular(Sequence((Literal("x"), Choice(("a", "b")), Maybe(Literal("!")))))
     assert found is not None and found.fsm is not None
     assert [text for text in ("xa", "xb!", "x", "xa!!") if found.fsm.accepts(text.encode())] == ["xa", "xb!"]
-    many = regular(Sequence((Choice(tuple("abcdefghij")),) * 30))
-    assert many is not None and many.fsm is None
+
+
+def test_exponential_shapes_are_given_up_soon() -> None:
+    began = time.process_time()
+    found = regular(Regex("(a|b)*a(a|b){16}"))
+    assert found is not None and found.fsm is None
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("source", [r'"(?:[^"\\\x00-\x1F]|\\["\\/bfnrt]|\\u[0-9A-F]{4}){0,80}"', r"[1-9][0-9]{0,17}"])
+def test_counted_characters_that_overlap_take_no_time(source: str) -> None:
+    began = time.process_time()
+    found = table(rust(parse(source)), states=50_000)
+    assert time.process_time() - began < 2
+    exact = re.compile(source)
+    for text in ('""', '"a\\u00AF"', '"\\"', '"' + "é" * 80 + '"', '"' + "a" * 81 + '"', "1" * 18, "1" * 19, "0"):
+        assert found.accepts(text.encode()) == (exact.fullmatch(text) is not None), text
 
 
 def test_impossible_and_broken_constraints_are_invalid() -> None:
