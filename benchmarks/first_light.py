@@ -2,7 +2,7 @@
 
 Knows: both public interfaces, the clock. Must not know: runtime internals. Every answer has a fixed number of tokens
 on both sides, greedy, same dtype, same thread count; transformers gets each round as one left-padded batch.
-Usage: python benchmarks/first_light.py [--repeats 3] [--dtype float32] [--json FILE]
+Usage: python benchmarks/first_light.py [--repeats 3] [--dtype float32] [--only chat] [--json FILE]
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--model", default="sapling")
+    parser.add_argument("--only", nargs="*", default=[""], help="run the workloads whose names begin with these")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -196,6 +197,8 @@ def main() -> None:
         ours(runtime, complete, [{"text": "warm up", "tokens": 4}])
         for repeat in range(given.repeats):
             for name, program, rows, theirs, aim in workloads(repeat):
+                if not name.startswith(tuple(given.only)):
+                    continue
                 before = runtime.stats()
                 begun = time.perf_counter()
                 ours(runtime, program, rows)

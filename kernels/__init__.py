@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from branchwork.kernels.reference.sample import Draws
+from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
 from branchwork.kernels.table import Choice, implementation, report
 
 __all__ = [
+    "Affine",
     "Choice",
+    "LayerParts",
+    "Stack",
+    "StackParts",
     "add_rms_norm",
     "embedding",
     "linear",
@@ -26,6 +31,7 @@ __all__ = [
     "rope_store_kv",
     "sample",
     "silu_mul",
+    "stack",
     "store_kv",
 ]
 
@@ -126,4 +132,13 @@ def sample(
     Instead of a token: NOT_FINITE or ALL_MASKED of that module.
     """
     out: NDArray[np.int64] = implementation("sample", logits.device.type)(logits, draws, rows, masks, mask_of)
+    return out
+
+
+def stack(parts: StackParts) -> Stack | None:
+    """All layers of a decoder as one call, where that pays; None where the ops above serve it as well or better.
+
+    Reads the layers only in the first case.
+    """
+    out: Stack | None = implementation("stack", parts.embed.device.type)(parts)
     return out

@@ -63,6 +63,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
         Entry("torch", "cpu.gathered_attention", "paged_attention"),
     ),
     "sample": _row("sample", "sample", _native("sample", "cpu.sample")),
+    "stack": _row("stack", "stack", _native("stack", "cpu.stack")),
 }
 
 

@@ -12,6 +12,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #ifdef _WIN32
 #define EXPORT __declspec(dllexport)
@@ -22,8 +25,9 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3 };
+enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3, BAD_ID = -4 };
 enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
+enum { PANEL = 32, CHUNK = 64 }; /* columns of a packed weight's panel; tokens that go through a layer's products together */
 
 typedef struct {
     const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D] with page and head strides */
@@ -37,7 +41,7 @@ typedef struct {
 
 typedef struct { /* where the prefetching of a block's rows stands */
     const char *const *rows;
-    int row, line, bytes;
+    int row, end, line, bytes;
 } Ahead;
 
 typedef struct {
@@ -60,20 +64,57 @@ typedef struct {
     int64_t rows, vocab;
 } Sampling;
 
-/* A buffer of this thread, kept between calls: fresh large allocations would cost a page fault per 4 KiB each step. */
-static void *scratch(size_t bytes) {
-    static __thread char *buffer;
-    static __thread size_t size;
-    if (bytes > size) {
-        free(buffer);
-        size = bytes + bytes / 4 + 64;
-        buffer = malloc(size);
-        if (!buffer) {
-            size = 0;
+typedef struct { /* a product's weight [N, K] in panels: see native_product.c */
+    const void *panels;
+    const float *bias; /* [N rounded up to PANEL], zeros without a bias */
+    int32_t inputs, outputs;
+} Product;
+
+typedef struct { /* one decoder layer; norms are float32, NULL where the family has none */
+    const float *norm, *q_norm, *k_norm, *post_norm;
+    Product qkv, out, gate_up, down;
+    int32_t window, unused;
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    const void *embed; /* [V, C] */
+    const float *norm; /* [C] */
+    void *const *pools; /* k and v of each layer */
+    const int64_t *ids, *positions, *slots, *wanted;
+    const float *cos, *sin; /* [angles, D/2] contiguous, by position */
+    const int32_t *table, *cu, *len;
+    void *out; /* [L, C] contiguous */
+    int64_t page_stride, head_stride, table_stride, tokens, places, vocab, angles;
+    int32_t count, width, ffn, heads, kv_heads, dim, page, pages, rows, columns; /* width: C */
+    float eps, scale;
+} Stack;
+
+/* Buffers of this thread, kept between calls: fresh large allocations would cost a page fault per 4 KiB each step. */
+enum { FOR_KERNEL, FOR_STEP, FOR_CHUNK, FOR_DECODE, FOR_ORDER, SCRATCHES };
+static void *scratch_for(int purpose, size_t bytes) {
+    static __thread char *buffers[SCRATCHES];
+    static __thread size_t sizes[SCRATCHES];
+    if (bytes + 64 > sizes[purpose]) { /* 64: the address below may be rounded up by 63 */
+        free(buffers[purpose]);
+        sizes[purpose] = bytes + bytes / 4 + 64;
+        buffers[purpose] = malloc(sizes[purpose]);
+        if (!buffers[purpose]) {
+            sizes[purpose] = 0;
             return NULL;
         }
     }
-    return (void *)(((uintptr_t)buffer + 63) & ~(uintptr_t)63);
+    return (void *)(((uintptr_t)buffers[purpose] + 63) & ~(uintptr_t)63);
+}
+
+static void *scratch(size_t bytes) { return scratch_for(FOR_KERNEL, bytes); }
+
+static int thread_count(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
 }
 
 static int widest(void) {
@@ -86,6 +127,18 @@ static int widest(void) {
 #endif
     return 4;
 }
+
+/* Prefetch the next `count` cache lines of a block's rows, in the order they lie in memory; scattered over the arithmetic,
+ * since in one burst they would wait for each other. */
+INLINE void fetch(Ahead *a, int count) {
+    for (int i = 0; i < count && a->row < a->end; i++) {
+        __builtin_prefetch(a->rows[a->row] + a->line);
+        a->line += 64;
+        if (a->line >= a->bytes) a->line = 0, a->row++;
+    }
+}
+
+#include "native_dots.c"
 
 #if defined(__x86_64__)
 #define VW 16
@@ -135,6 +188,7 @@ static int chosen; /* 0: not chosen yet; otherwise floats per vector */
 EXPORT int bw_vector_width(int want) {
     int best = widest();
     chosen = want == 0 || want > best ? best : want >= 16 ? 16 : want >= 8 ? 8 : 4;
+    dots = chosen == 16 && has_dots();
     return chosen;
 }
 
@@ -161,6 +215,8 @@ DISPATCH(rms_norm,
 DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int64_t width, int bf16),
          (x, out, rows, stride, width, bf16))
 DISPATCH(sample, (const Sampling *a), (a))
+DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
+DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 
 /* setuptools links for this symbol; the library is opened with ctypes and never imported. */
 EXPORT void *PyInit__native(void) { return NULL; }

@@ -16,12 +16,17 @@ import torch  # noqa: F401  loaded first, so that the library binds to the OpenM
 ATTENTION = struct.Struct("@7P4q9ifi")
 ROTARY = struct.Struct("@10P7q4i")
 SAMPLING = struct.Struct("@8P2q")
+PRODUCT = struct.Struct("@2P2i")
+LAYER = struct.Struct("@4P")  # then four products, then WINDOW
+WINDOW = struct.Struct("@2i")
+STACK = struct.Struct("@14P7q10i2f")
 
-_ERRORS: dict[int, type[Exception]] = {-1: IndexError, -2: ValueError, -3: MemoryError}
+_ERRORS: dict[int, type[Exception]] = {-1: IndexError, -2: ValueError, -3: MemoryError, -4: IndexError}
 _MESSAGES = {
     -1: "a page number or slot lies outside the KV pool",
     -2: "cu_rows does not divide q into rows, or a row has more tokens than kv_len, or kv_len exceeds its page table",
     -3: "no memory for the kernel's scratch space",
+    -4: "a token id lies outside the vocabulary, a position outside its page table or a wanted place outside the step",
 }
 
 
@@ -45,6 +50,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "rms_norm": [*[pointer] * 5, *[wide] * 4, ctypes.c_float, narrow],
         "silu_mul": [pointer, pointer, wide, wide, wide, narrow],
         "sample": [ctypes.c_char_p],
+        "stack": [ctypes.c_char_p, narrow],
+        "product": [ctypes.c_char_p, pointer, pointer, wide, narrow],
         "vector_width": [narrow],
     }.items():
         function = getattr(library, f"bw_{name}")

@@ -27,19 +27,12 @@ INLINE void NAME(locate)(Attention *a, const int32_t *table, int head, int b, in
     }
 }
 
-/* Prefetch the next `count` cache lines of a block's rows, in the order they lie in memory; scattered over the arithmetic,
- * since in one burst they would wait for each other. */
-INLINE void NAME(fetch)(Ahead *a, int count) {
-    for (int i = 0; i < count && a->row < BLOCK; i++) {
-        __builtin_prefetch(a->rows[a->row] + a->line);
-        a->line += 64;
-        if (a->line >= a->bytes) a->line = 0, a->row++;
-    }
-}
+/* Whether queries and keys are multiplied as pairs of bfloat16. */
+INLINE int NAME(paired)(int bf16) { return bf16 && VW == 16 && dots; }
 
-/* kt[d * BLOCK + t] = K of token t: tokens become lanes. A bfloat16 row is moved as pairs. */
-INLINE void NAME(turn_keys)(const char *const *k, int from, int to, int dim, float *kt, int bf16) {
-    const int words = bf16 ? dim / 2 : dim;
+/* kt[d * BLOCK + t] = K of token t: tokens become lanes. A bfloat16 row is moved as pairs, and stays so when `paired`. */
+INLINE void NAME(turn_keys)(const char *const *k, int from, int to, int dim, float *kt, const int bf16, int paired) {
+    const int words = bf16 ? dim / 2 : dim, split = bf16 && !paired;
     for (int group = from / VW * VW; group < to; group += VW)
         for (int word = 0; word < words; word += VW) {
             vu r[VW];
@@ -51,30 +44,40 @@ INLINE void NAME(turn_keys)(const char *const *k, int from, int to, int dim, flo
             }
             NAME(transpose)(r);
             const int count = MIN(VW, words - word);
-            float *at = kt + (bf16 ? 2 : 1) * word * BLOCK + group;
-            if (count == VW) {
-                for (int j = 0; j < VW; j++) {
-                    *(vu *)(at + (bf16 ? 2 : 1) * j * BLOCK) = bf16 ? r[j] << 16 : r[j];
-                    if (bf16) *(vu *)(at + (2 * j + 1) * BLOCK) = r[j] & 0xffff0000u;
-                }
-            } else {
+            float *at = kt + (split ? 2 : 1) * word * BLOCK + group;
+            if (split)
                 for (int j = 0; j < count; j++) {
-                    *(vu *)(at + (bf16 ? 2 : 1) * j * BLOCK) = bf16 ? r[j] << 16 : r[j];
-                    if (bf16) *(vu *)(at + (2 * j + 1) * BLOCK) = r[j] & 0xffff0000u;
+                    *(vu *)(at + 2 * j * BLOCK) = r[j] << 16;
+                    *(vu *)(at + (2 * j + 1) * BLOCK) = r[j] & 0xffff0000u;
                 }
-            }
+            else if (count == VW)
+                for (int j = 0; j < VW; j++) *(vu *)(at + j * BLOCK) = r[j];
+            else
+                for (int j = 0; j < count; j++) *(vu *)(at + j * BLOCK) = r[j];
         }
+}
+
+/* Column of a query in qt: its floats, scaled, or its pairs as they are. */
+INLINE void NAME(put_query)(const void *q, int dim, float scale, float *to, int stride, const int bf16, int paired) {
+    if (paired)
+        for (int d = 0; d < dim; d += 2) memcpy(to + d / 2 * stride, (const uint16_t *)q + d, 4);
+    else
+        for (int d = 0; d < dim; d++) to[d * stride] = NAME(load1)(q, d, bf16) * scale;
 }
 
 /* s[u][t] for `count` query vectors: qt is [dim][tile], kt is [dim][BLOCK]. Meanwhile the next block's K rows are
  * fetched, a cache line or two per step. */
-INLINE void NAME(score)(const float *qt, int tile, const float *kt, int dim, float *s, Ahead *next, const int count,
-                        const int bf16) {
+INLINE void NAME(score)(const float *qt, int tile, const float *kt, int dim, float *s, float scale, Ahead *next,
+                        const int count, const int bf16, int paired) {
+    if (paired) {
+        dots_score(qt, tile, kt, dim / 2, scale, s, next, count);
+        return;
+    }
     for (int t = 0; t < BLOCK; t += 2 * VW) {
         vf x[8], y[8];
         for (int u = 0; u < count; u++) x[u] = y[u] = (vf){0};
         for (int d = 0; d < dim; d++) {
-            if (next) NAME(fetch)(next, bf16 ? 1 : 2);
+            if (next) fetch(next, bf16 ? 1 : 2);
             vf k0 = *(const vf *)(kt + d * BLOCK + t), k1 = *(const vf *)(kt + d * BLOCK + t + VW);
             for (int u = 0; u < count; u++) {
                 float q = qt[d * tile + u];
@@ -127,7 +130,7 @@ INLINE void NAME(gather)(const float *s, const char *const *v, Ahead *next, int 
             NAME(load2)(v[t], d, x, x + 1, bf16);
         else
             x[0] = NAME(load)(v[t], d, bf16);
-        if (next) NAME(fetch)(next, bf16 ? 1 : 2);
+        if (next) fetch(next, bf16 ? 1 : 2);
         for (int u = 0; u < count; u++)
             for (int i = 0; i < wide; i++) o[u][i] += s[u * BLOCK + t] * x[i];
     }
@@ -200,6 +203,8 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
     const int base = a->len[row] - (a->cu[row + 1] - a->cu[row]);
     const int start = base + first / group, end = base + (first + count - 1) / group + 1;
     const int begin = a->window > 0 ? MAX(0, start - a->window + 1) : 0;
+    const int paired = NAME(paired)(bf16);
+    const float scale = a->scale * 1.44269504088896341f;
     const int copy = padded != D || (bf16 && count > 8); /* V as padded floats, when it is read often or has a tail */
     float *memory = scratch(sizeof(float) * (size_t)(2 * TILE * padded + TILE * BLOCK + 2 * BLOCK * padded + 2 * padded +
                                                      TILE * (VW + 1)) + 64);
@@ -211,7 +216,7 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
     memset(sums, 0, sizeof(float) * count * VW);
     for (int u = 0; u < count; u++) {
         const char *q = (const char *)a->q + NAME(query)(a, row, head, first + u, a->q_stride) * element;
-        for (int d = 0; d < D; d++) qt[d * count + u] = NAME(load1)(q, d, bf16) * (a->scale * 1.44269504088896341f);
+        NAME(put_query)(q, D, scale, qt + u, count, bf16, paired);
         max[u] = -1e30f;
     }
     const char *k[2][BLOCK], *v[2][BLOCK], *copied[BLOCK];
@@ -223,9 +228,9 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
     for (int b = begin / BLOCK, now = 0; b <= last; b++, now ^= 1) {
         const int origin = b * BLOCK, from = MAX(begin - origin, 0), to = MIN(end - origin, BLOCK);
         if (b < last) NAME(locate)(a, table, head, b + 1, begin, end, element, (char *)zeros, k[!now], v[!now]);
-        Ahead keys = {k[!now], 0, 0, D * element}, next_values = {v[!now], 0, 0, D * element};
-        NAME(turn_keys)(k[now], from, to, D, kt, bf16);
-#define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, b < last && u == 0 ? &keys : NULL, n, bf16)
+        Ahead keys = {k[!now], 0, BLOCK, 0, D * element}, next_values = {v[!now], 0, BLOCK, 0, D * element};
+        NAME(turn_keys)(k[now], from, to, D, kt, bf16, paired);
+#define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, scale, b < last && u == 0 ? &keys : NULL, n, bf16, paired)
         IN_GROUPS(SCORE);
 #undef SCORE
         for (int u = 0; u < count; u++) { /* the lanes of the block that this query sees */
@@ -235,7 +240,7 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
         }
         if (copy) {
             for (int t = from; t < to; t++) {
-                if (b < last) NAME(fetch)(&next_values, (int)(D * element + 63) / 64);
+                if (b < last) fetch(&next_values, (int)(D * element + 63) / 64);
                 NAME(copy_row)(v[now][t], D, values + t * padded, bf16);
             }
 #define GATHER(n) NAME(gather_all)(s + u * BLOCK, copied, NULL, from, to, padded, acc + u * padded, n, 0)
@@ -259,31 +264,39 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
 static int NAME(attend_f32)(Attention *a, int row, int head, int u, int n) { return NAME(attend)(a, row, head, u, n, 0); }
 static int NAME(attend_bf16)(Attention *a, int row, int head, int u, int n) { return NAME(attend)(a, row, head, u, n, 1); }
 
-/* Long tasks first (prefill tiles, latest first), then the decode rows, dealt out one by one. */
-static int NAME(paged_attention)(const Attention *call, int bf16) {
-    Attention copy = *call, *a = &copy;
-    const int group = a->heads / a->kv_heads;
-    int tasks = 0, filled = 0;
-    int64_t work = 0;
+#include "native_decode.c"
+
+static int NAME(check_rows)(const Attention *a) {
     if (a->cu[0] != 0 || a->cu[a->rows] != a->tokens) return BAD_LENGTH;
     for (int r = 0; r < a->rows; r++) {
         int n = a->cu[r + 1] - a->cu[r];
         if (n < 0 || n > a->len[r] || a->len[r] > (int64_t)a->columns * a->page) return BAD_LENGTH;
-        tasks += (n * group + TILE - 1) / TILE;
-        work += (int64_t)n * a->len[r] * a->heads * a->dim;
+    }
+    return 0;
+}
+
+/* Prefill tiles, the latest and so longest first, then the decode rows, whose order `sorted_rows` gave. */
+static int NAME(attention)(Attention *a, const int32_t *order, int decoding, int bf16) {
+    const int group = a->heads / a->kv_heads;
+    int tasks = 0, filled = 0;
+    int64_t work = 0, decode_work = 0;
+    for (int r = 0; r < a->rows; r++) {
+        int n = a->cu[r + 1] - a->cu[r];
+        int64_t cost = (int64_t)n * a->len[r] * a->heads * a->dim;
+        if (n != 1) tasks += (n * group + TILE - 1) / TILE;
+        *(n == 1 ? &decode_work : &work) += cost;
     }
     struct { int32_t row, first, count; } *list = malloc(sizeof *list * (size_t)(tasks + 1));
     if (!list) return NO_MEMORY;
-    for (int decode = 0; decode < 2; decode++)
-        for (int r = 0; r < a->rows; r++) {
-            int n = a->cu[r + 1] - a->cu[r], all = n * group;
-            if ((n == 1) != decode) continue;
-            for (int first = (all - 1) / TILE * TILE; n > 0 && first >= 0; first -= TILE) {
-                list[filled].row = r;
-                list[filled].first = first;
-                list[filled++].count = MIN(TILE, all - first);
-            }
+    for (int r = 0; r < a->rows; r++) {
+        int n = a->cu[r + 1] - a->cu[r], all = n * group;
+        if (n == 1) continue;
+        for (int first = (all - 1) / TILE * TILE; n > 0 && first >= 0; first -= TILE) {
+            list[filled].row = r;
+            list[filled].first = first;
+            list[filled++].count = MIN(TILE, all - first);
         }
+    }
     a->failed = 0;
     (void)work; /* unused without OpenMP */
     int (*attend)(Attention *, int, int, int, int) = bf16 ? NAME(attend_bf16) : NAME(attend_f32);
@@ -294,5 +307,14 @@ static int NAME(paged_attention)(const Attention *call, int bf16) {
         if (code) a->failed = code;
     }
     free(list);
-    return a->failed;
+    int code = NAME(decode)(a, order, decoding, decode_work, bf16);
+    return code ? code : a->failed;
+}
+
+static int NAME(paged_attention)(const Attention *call, int bf16) {
+    Attention a = *call;
+    int code = NAME(check_rows)(&a);
+    if (code) return code;
+    int32_t *order = scratch_for(FOR_ORDER, sizeof(int32_t) * 2 * (size_t)a.rows + 4);
+    return order ? NAME(attention)(&a, order, NAME(sorted_rows)(&a, order), bf16) : NO_MEMORY;
 }

@@ -188,6 +188,24 @@ static int64_t NAME(draw)(const float *x, int64_t n, const NAME(Shape) *p, uint6
     }
 }
 
+#ifndef FEW
+#define FEW 4096 /* tokens that a mask may allow for its row to be gathered; rows of other masks are copied whole */
+#endif
+
+/* out = x at the set bits of the mask, ids theirs, ascending; how many, -1 when they are more than FEW. */
+static int64_t NAME(few_of)(const float *x, const uint32_t *mask, int64_t n, float *out, uint32_t *ids) {
+    int64_t found = 0;
+    for (int64_t w = 0; w * 32 < n; w++)
+        for (uint32_t word = mask[w]; word; word &= word - 1) {
+            const int64_t id = w * 32 + __builtin_ctz(word);
+            if (id >= n) return found;
+            if (found == FEW) return -1;
+            ids[found] = (uint32_t)id;
+            out[found++] = x[id];
+        }
+    return found;
+}
+
 /* out = x where the mask's bit is set, -inf elsewhere. */
 static void NAME(masked_row)(const float *x, const uint32_t *mask, int64_t n, float *out) {
     const vf never = NAME(splat)(-INFINITY);
@@ -207,7 +225,7 @@ static int NAME(sample)(const Sampling *a) {
     const int64_t n = a->vocab;
 #pragma omp parallel for schedule(dynamic, 1) if (a->rows * n > 65536)
     for (int64_t r = 0; r < a->rows; r++) {
-        char *memory = scratch((size_t)n * (8 + 8 + 4 + 4) + 256);
+        char *memory = scratch((size_t)n * (8 + 8 + 4 + 4) + 256 + FEW * 8);
         if (!memory) {
             code = NO_MEMORY;
             continue;
@@ -215,13 +233,22 @@ static int NAME(sample)(const Sampling *a) {
         uint64_t *keys = (uint64_t *)memory, *spare = keys + n;
         float *weight = (float *)(spare + n);
         const float *x = (const float *)(uintptr_t)a->logits[r];
-        if (a->masks[r]) {
-            float *copy = weight + n;
-            NAME(masked_row)(x, (const uint32_t *)(uintptr_t)a->masks[r], n, copy);
-            x = copy;
-        }
+        const uint32_t *mask = (const uint32_t *)(uintptr_t)a->masks[r];
         const NAME(Shape) shape = {a->temperature[r], a->top_p[r], a->min_p[r], a->top_k[r], a->uniform[r]};
-        a->tokens[r] = NAME(draw)(x, n, &shape, keys, spare, weight);
+        if (!mask) {
+            a->tokens[r] = NAME(draw)(x, n, &shape, keys, spare, weight);
+            continue;
+        }
+        float *copy = weight + n + FEW;
+        uint32_t *ids = (uint32_t *)(weight + n);
+        const int64_t few = NAME(few_of)(x, mask, n, copy, ids);
+        if (few < 0) {
+            NAME(masked_row)(x, mask, n, copy);
+            a->tokens[r] = NAME(draw)(copy, n, &shape, keys, spare, weight);
+        } else {
+            const int64_t at = few ? NAME(draw)(copy, few, &shape, keys, spare, weight) : -2;
+            a->tokens[r] = at < 0 ? at : (int64_t)ids[at];
+        }
     }
     return code;
 }

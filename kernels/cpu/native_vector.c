@@ -116,9 +116,12 @@ INLINE float NAME(sum)(vf x) {
 
 INLINE float NAME(maximum)(vf x) {
     float lane[VW];
+    for (int step = VW / 2; step > 0; step /= 2) { /* the lanes above `step` meet those below */
+        vf turned;
+        for (int i = 0; i < VW; i++) turned[i] = x[i ^ step];
+        x = NAME(larger)(x, turned);
+    }
     memcpy(lane, &x, sizeof x);
-    for (int step = VW / 2; step > 0; step /= 2)
-        for (int i = 0; i < step; i++) lane[i] = lane[i + step] > lane[i] ? lane[i + step] : lane[i];
     return lane[0];
 }
 

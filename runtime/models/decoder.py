@@ -5,6 +5,7 @@ Knows: spec, layers, Hugging Face's tensor names. Must not know: config.json, re
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -29,27 +30,38 @@ class Layer:
 
     __slots__ = ("attention", "mlp", "norm", "post_norm")
 
-    def __init__(self, norm: Tensor, attention: Attention, post_norm: Tensor, mlp: Mlp) -> None:
-        self.norm = norm
-        self.attention = attention
-        self.post_norm = post_norm
-        self.mlp = mlp
+    def __init__(self, spec: ModelSpec, parts: kernels.LayerParts) -> None:
+        self.norm = parts.norm
+        self.attention = Attention(
+            spec.attention,
+            Linear(*parts.qkv),
+            Linear(*parts.out),
+            norms=parts.qk_norm,
+            eps=spec.eps,
+            window=parts.window,
+        )
+        self.post_norm = parts.post_norm
+        self.mlp = Mlp(Linear(*parts.gate_up), Linear(*parts.down))
 
 
 class Decoder:
     """A loaded model. `dtype` is that of weights and KV; `weight_bytes` counts every parameter once
-    (the packed copy that a tied head keeps beside the embedding comes on top)."""
+    (the packed copy that a tied head keeps beside the embedding comes on top).
 
-    def __init__(self, spec: ModelSpec, embed: Tensor, layers: list[Layer], norm: Tensor, head: Linear) -> None:
+    Its layers run in one call where the kernels offer that for it, or else op by op."""
+
+    def __init__(self, spec: ModelSpec, parts: kernels.StackParts) -> None:
         self.spec = spec
-        self.dtype = embed.dtype
-        self.device = embed.device
-        self.weight_bytes = 0
-        self._embed = embed
-        self._layers = layers
-        self._norm = norm
-        self._head = head
-        self._rotary = Rotary(spec.rope, spec.attention.head_dim, embed.device)
+        self.dtype = parts.embed.dtype
+        self.device = parts.embed.device
+        self.weight_bytes = parts.bytes
+        self._stack = kernels.stack(parts)
+        if self._stack is None:
+            self._rotary = parts.angles
+            self._embed = parts.embed
+            self._layers = [Layer(spec, parts.layer(i)) for i in range(spec.layers)]
+            self._norm = parts.norm
+            self._head = Linear(parts.head)
 
     @classmethod
     def load(
@@ -60,20 +72,36 @@ class Decoder:
         weights.verify(expected, re.compile(_IGNORABLE + (_TIED if spec.tied else "")))
         reader = _Reader(weights, dtype, device)
         embed = reader.read("model.embed_tokens.weight")
-        layers = []
-        for i in range(spec.layers):
-            layers.append(_layer(spec, reader, i))
+
+        def layer(i: int) -> kernels.LayerParts:
+            parts = _layer(spec, reader, i)
             if progress is not None:
                 progress((i + 1) / spec.layers)
-        norm = reader.read("model.norm.weight")
-        head = Linear(embed if spec.tied else reader.read("lm_head.weight"))
-        model = cls(spec, embed, layers, norm, head)
-        model.weight_bytes = reader.bytes
-        return model
+            return parts
+
+        a = spec.attention
+        parts = kernels.StackParts(
+            embed=embed,
+            norm=reader.read("model.norm.weight"),
+            head=embed if spec.tied else reader.read("lm_head.weight"),
+            layer=layer,
+            angles=Rotary(spec.rope, a.head_dim, device),
+            layers=spec.layers,
+            heads=a.heads,
+            kv_heads=a.kv_heads,
+            dim=a.head_dim,
+            ffn=spec.ffn,
+            eps=spec.eps,
+            bytes=sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize,
+        )
+        return cls(spec, parts)
 
     @torch.inference_mode()
     def hidden(self, step: Step, kv: KVPool) -> Tensor:
         """The last normed hidden states at step.logits_index, [L, C]; writes the step's keys and values into `kv`."""
+        if self._stack is not None:
+            rows = (step.page_table, step.cu_rows, step.kv_len, step.slots, step.logits_index)
+            return self._stack.hidden(step.ids, step.positions, *rows, kv.k, kv.v)
         eps = self.spec.eps
         angles = self._rotary(step.positions)
         residual = kernels.embedding(step.ids, self._embed)  # [T, C]
@@ -91,7 +119,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [L, C] to logits [L, V], float32."""
-        return self._head(hidden).float()
+        return self._head(hidden).float() if self._stack is None else self._stack.logits(hidden)
 
     def forward(self, step: Step, kv: KVPool) -> Tensor:
         """Logits at step.logits_index, float32 [L, V]."""
@@ -127,44 +155,33 @@ def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 class _Reader:
-    """Reads tensors by name in one dtype onto one device and counts their bytes."""
+    """Reads tensors by name in one dtype onto one device."""
 
     def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
         self._weights = weights
         self._dtype = dtype
         self._device = device
-        self.bytes = 0
 
     def read(self, *names: str) -> Tensor:
         """One tensor, or several stacked along their first dimension."""
         parts = [self._weights.read(name, self._dtype, self._device) for name in names]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.bytes += whole.nbytes
-        return whole
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def linear(self, at: str, bias: bool, *names: str) -> Linear:
+    def affine(self, at: str, bias: bool, *names: str) -> kernels.Affine:
         weight = self.read(*(f"{at}{name}.weight" for name in names))
-        return Linear(weight, self.read(*(f"{at}{name}.bias" for name in names)) if bias else None)
+        return kernels.Affine(weight, self.read(*(f"{at}{name}.bias" for name in names)) if bias else None)
 
 
-def _layer(spec: ModelSpec, reader: _Reader, i: int) -> Layer:
+def _layer(spec: ModelSpec, reader: _Reader, i: int) -> kernels.LayerParts:
     a = spec.attention
     at, inner, mlp = f"model.layers.{i}.", f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
-    norms = (reader.read(f"{inner}q_norm.weight"), reader.read(f"{inner}k_norm.weight")) if a.qk_norm else None
-    attention = Attention(
-        a,
-        reader.linear(inner, a.qkv_bias, "q_proj", "k_proj", "v_proj"),
-        reader.linear(inner, a.out_bias, "o_proj"),
-        norms=norms,
-        eps=spec.eps,
+    return kernels.LayerParts(
+        norm=reader.read(f"{at}input_layernorm.weight"),
+        qkv=reader.affine(inner, a.qkv_bias, "q_proj", "k_proj", "v_proj"),
+        qk_norm=(reader.read(f"{inner}q_norm.weight"), reader.read(f"{inner}k_norm.weight")) if a.qk_norm else None,
+        out=reader.affine(inner, a.out_bias, "o_proj"),
+        post_norm=reader.read(f"{at}post_attention_layernorm.weight"),
+        gate_up=reader.affine(mlp, spec.mlp_bias, "gate_proj", "up_proj"),
+        down=reader.affine(mlp, spec.mlp_bias, "down_proj"),
         window=a.windows[i],
-    )
-    feed_forward = Mlp(
-        reader.linear(mlp, spec.mlp_bias, "gate_proj", "up_proj"), reader.linear(mlp, spec.mlp_bias, "down_proj")
-    )
-    return Layer(
-        reader.read(f"{at}input_layernorm.weight"),
-        attention,
-        reader.read(f"{at}post_attention_layernorm.weight"),
-        feed_forward,
     )
