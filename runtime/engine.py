@@ -7,6 +7,7 @@ The loop has three beats: plan what one step computes, run it, commit what came 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import traceback
@@ -226,6 +227,8 @@ def main() -> None:
     else:
         for note in built.notes:
             print(f"engine: {note}", file=sys.stderr, flush=True)
+        gc.collect()
+        gc.freeze()  # what is here stays: collections between steps need not look at it again
         channel.watch(built.compiled)
         channel.send([built.ready])
         built.engine.run(channel.receive, channel.send)

@@ -25,6 +25,7 @@ from branchwork.lang.constraint import (
     walk,
 )
 
+_SHORT = 200  # atoms of a regex whose automaton must be small, or it grows exponentially: no compiler will manage it
 _FLAT_LIMIT = 20_000  # characters of a flat schema's regex
 
 
@@ -198,6 +199,8 @@ def _dfa(constraint: Constraint, options: Options) -> Answer:
         return Declined(
             f"its regex has {regular.size:,} atoms, counted with their repeats; a DFA may have {options.nfa:,}"
         )
+    if regular.rust and regular.fsm is None and regular.size <= _SHORT:
+        return Declined(f"its automaton is out of proportion to the {regular.size:,} atoms of its regex")
     return DfaRecipe(dfa.build(regular.pattern, states=options.states).to_bytes())
 
 

@@ -146,7 +146,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_what_only_a_busy_machine_decided_is_not_stored(tmp_path: Path) -> None:
     compiler = Compiler(VOCABULARY, Options(folder=str(tmp_path), dfa_seconds=0.2))
-    grammar = compiler.wait(Regex("(a|b)*a(a|b){24}"))
+    grammar = compiler.wait(Regex("(a|b)*a(a|b){240}"))
     compiler.close()
     assert grammar.report.backend == "llguidance"
     assert list(tmp_path.glob("*" + SUFFIX)) == []

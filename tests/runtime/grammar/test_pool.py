@@ -32,7 +32,7 @@ from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.recipe import Options
 
 NOWHERE = Options(folder="")
-HUGE = Regex("(a|b)*a(a|b){24}")  # 2^25 states: as a DFA it never ends
+HUGE = Regex("(a|b)*a(a|b){240}")  # 2^241 states: as a DFA it never ends, and it is too long to be seen as such
 
 PATHOLOGICAL = [
     HUGE.pattern,
@@ -114,15 +114,15 @@ def test_a_dfa_past_its_time_becomes_llguidance(compiler: Compiler) -> None:
     found = grammar(compiler, HUGE)
     assert found.report.backend == "llguidance"
     assert 0.9 < time.monotonic() - began < 8
-    assert works(found, b"ba" + b"b" * 24) and not works(found, b"b" * 26)
+    assert works(found, b"ba" + b"b" * 240) and not works(found, b"b" * 242)
 
 
 def test_limits_are_told_with_their_figures() -> None:
-    compiler = Compiler(byte_vocabulary(), Options(folder="", backend="dfa", dfa_seconds=0.3, nfa=100, states=50))
+    compiler = Compiler(byte_vocabulary(), Options(folder="", backend="dfa", dfa_seconds=0.3, nfa=300, states=50))
     try:
         with pytest.raises(TooBig, match=r"more than 0\.3 s"):
             compiler.wait(HUGE)
-        with pytest.raises(TooBig, match=r"[0-9]{3} atoms.*100"):
+        with pytest.raises(TooBig, match=r"[0-9]{3} atoms.*300"):
             compiler.wait(Regex("[a-z]{1,400}x"))
         with pytest.raises(TooBig, match=r"50"):
             compiler.wait(Regex("[a-z]{1,80}x"))
