@@ -17,11 +17,20 @@ import branchwork as bw
 
 @bw.function
 def tour(s: Any, country: str, review: str, tips: int = 3) -> Any:
-    """A chat about a country, a judged review, and a list of tips whose items are expanded side by side."""
+    """A chat about a country, a form filled in, a judged review, and tips that are expanded side by side."""
     s += bw.user(f"What is the capital of {country}?")
     s += bw.assistant(bw.gen("capital", max_tokens=24, temperature=0))
     s += bw.user("And its currency?")
     s += bw.assistant(bw.gen("currency", max_tokens=24, temperature=0))
+
+    s += bw.user(
+        "Sentence: Maria Lopez has turned 34 and now lives in Lima.\nWrite the name, age and city as a JSON object."
+    )
+    form = bw.turn(
+        '{"name": "', bw.gen("name", regex="[A-Za-z ]+"), '", "age": ', bw.gen("age", type=int),
+        ', "city": "', bw.gen("city", regex="[A-Za-z ]+"), '"}', name="form", temperature=0,
+    )  # fmt: skip
+    s += bw.assistant(form)
 
     s += bw.user(f"Is this review positive or negative?\n{review}")
     s += bw.assistant("Sentiment:" + bw.select("sentiment", choices=[" positive", " negative"]))
@@ -55,9 +64,9 @@ def show(console: Console, model: str, start: Callable[[], bw.Runtime]) -> None:
 
 def _reuse(state: Any) -> Table:
     table = Table(title="what each step computed", title_justify="left")
-    for title in ("variable", "prompt tokens", "reused", "new", "generated"):
+    for title in ("variable", "prompt tokens", "reused", "new", "generated", "forced"):
         table.add_column(title, justify="left" if title == "variable" else "right")
-    for name in ("capital", "currency", "sentiment", "tips"):
+    for name in ("capital", "currency", "form", "sentiment", "tips"):
         _row(table, name, state.meta(name))
     for number, branch in enumerate(state.ret_value, start=1):
         _row(table, f"detail (branch {number})", branch.meta("detail"))
@@ -67,4 +76,5 @@ def _reuse(state: Any) -> Table:
 def _row(table: Table, name: str, meta: Mapping[str, Any]) -> None:
     prompt, reused = meta["prompt_tokens"], meta["cached_tokens"]
     generated = str(meta.get("completion_tokens", "scored"))
-    table.add_row(name, str(prompt), str(reused), str(prompt - reused), generated)
+    forced = meta["constraint"]["forced_tokens"] if "constraint" in meta else 0
+    table.add_row(name, str(prompt), str(reused), str(prompt - reused), generated, str(forced))

@@ -38,7 +38,7 @@ class Recipe:
 
     shape: Shape = field(default_factory=Shape)
     seed: int = 1
-    tokens: int = 24_000_000
+    tokens: int = 65_000_000
     pool: int = 2048  # samples that are sorted into batches together
     micro: int = 4096  # tokens of one forward
     batch: int = 4096  # tokens of one step
