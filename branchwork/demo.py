@@ -24,7 +24,7 @@ def tour(s: Any, country: str, review: str, tips: int = 3) -> Any:
     s += bw.assistant(bw.gen("currency", max_tokens=24, temperature=0))
 
     s += bw.user(
-        "Sentence: Maria Lopez has turned 34 and now lives in Lima.\nWrite the name, age and city as a JSON object."
+        "Sentence: Our neighbor Maria Lopez is 34 years old and lives in Lima.\nWrite the name, age and city as a JSON object."
     )
     form = bw.turn(
         '{"name": "', bw.gen("name", regex="[A-Za-z ]+"), '", "age": ', bw.gen("age", type=int),
