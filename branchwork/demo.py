@@ -23,9 +23,8 @@ def tour(s: Any, country: str, review: str, tips: int = 3) -> Any:
     s += bw.user("And its currency?")
     s += bw.assistant(bw.gen("currency", max_tokens=24, temperature=0))
 
-    s += bw.user(
-        "Sentence: Our neighbor Maria Lopez is 34 years old and lives in Lima.\nWrite the name, age and city as a JSON object."
-    )
+    sentence = "Our neighbor Maria Lopez is 34 years old and lives in Lima."
+    s += bw.user(f"Sentence: {sentence}\nWrite the name, age and city as a JSON object.")
     form = bw.turn(
         '{"name": "', bw.gen("name", regex="[A-Za-z ]+"), '", "age": ', bw.gen("age", type=int),
         ', "city": "', bw.gen("city", regex="[A-Za-z ]+"), '"}', name="form", temperature=0,
