@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from constraints import NOWHERE, SHARED, own_cases, spread
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from branchwork.lang.constraint import ConstraintError, JsonSchema, Regex
@@ -122,7 +123,7 @@ def regexes(console: Console, tokenizer: Path) -> None:
         if not said[0]:
             wrong, tried = compare(pattern, small.wait(Regex(pattern)))
             said = [grammar.report.backend, str(grammar.report.states or ""), f"{wrong} / {tried}"]
-        table.add_row(pattern[:60], f"{times[-1]:,.1f}", *said)
+        table.add_row(escape(pattern[:60]), f"{times[-1]:,.1f}", *said)
     console.print(table, f"compile with first mask, ms p50 / p99 / max: {spread(times, 1)}")
     real.close()
     small.close()
