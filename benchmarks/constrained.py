@@ -102,7 +102,7 @@ def random_schema(draw: random.Random, depth: int = 0) -> dict[str, Any]:
             least = draw.randint(0, 4)
             return {"type": "string", "minLength": least, "maxLength": least + draw.randint(0, 8)}
         case "pattern":
-            return {"type": "string", "pattern": draw.choice(["^[a-z]{2,5}$", "^(x|yy)-[0-9]+z$", "^[A-F0-9]{4}$"])}
+            return {"type": "string", "pattern": draw.choice(["^[a-z]{2,5}$", "^(x|yy)-[0-9]{1,6}z$", "^[A-F0-9]{4}$"])}
         case "integer":
             low = draw.randint(-1000, 1000)
             return {"type": "integer", "minimum": low, "maximum": low + draw.randint(0, 5000)}
