@@ -180,10 +180,11 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     config, notes = resolve(config, Hardware(device=device, cores=cores(), memory=free_memory(model.device)), size)
     set_threads(config.threads)
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
-    tokens = token_bytes(directory)[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
+    tokenizer = load_tokenizer(directory)
+    tokens = token_bytes(directory, tokenizer)[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
     say("preparing constraints", 0.0)
-    ends = eos_ids(directory)
-    vocabulary = Vocabulary.of(tokens, ends, encoder(load_tokenizer(directory)))
+    ends = eos_ids(directory, tokenizer)
+    vocabulary = Vocabulary.of(tokens, ends, encoder(tokenizer))
     prepare(vocabulary)  # seconds for a large one; workers start with the first constraint
     compiler = Compiler(vocabulary, limits_of(config))
     scheduler = Scheduler(

@@ -5,7 +5,6 @@ Knows: bytes, outlines-core as a compiler of patterns, masks. Must not know: con
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -397,10 +396,3 @@ class DfaMatcher:
 
     def finish(self) -> list[Closed]:
         return []
-
-
-def timed(pattern: str, vocabulary: Vocabulary, *, states: int = MAX_STATES) -> DfaGrammar:
-    """Build and wrap in this process, with the time in the report: for tools and tests, which bound it themselves."""
-    begun = time.perf_counter()
-    table = build(pattern, states=states)
-    return DfaGrammar(table, vocabulary, Report("dfa", seconds=time.perf_counter() - begun, states=len(table)))

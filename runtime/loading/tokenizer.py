@@ -35,13 +35,16 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def token_bytes(directory: Path) -> list[bytes]:
+def token_bytes(directory: Path, tokenizer: Tokenizer | None = None) -> list[bytes]:
     """The bytes each token stands for, by id; b"" for special tokens and for ids without a token.
+
+    tokenizer: the directory's own, where somebody has read it already (reading a large one takes a second).
 
     As long as the larger of the tokenizer and config.json's vocab_size, since weights are often padded.
     Raises LoadError (tokenizer) for a vocabulary that is neither byte-level nor sentencepiece-like.
     """
-    return spell(load_tokenizer(directory), directory, _json(directory / "config.json").get("vocab_size") or 0)
+    tokenizer = tokenizer or load_tokenizer(directory)
+    return spell(tokenizer, directory, _json(directory / "config.json").get("vocab_size") or 0)
 
 
 def spell(tokenizer: Tokenizer, source: Path, least: int = 0) -> list[bytes]:
@@ -57,14 +60,17 @@ def spell(tokenizer: Tokenizer, source: Path, least: int = 0) -> list[bytes]:
     return table
 
 
-def eos_ids(directory: Path) -> tuple[int, ...]:
-    """Every id that ends an answer by any of the model's files, sorted. Raises LoadError (tokenizer)."""
+def eos_ids(directory: Path, tokenizer: Tokenizer | None = None) -> tuple[int, ...]:
+    """Every id that ends an answer by any of the model's files, sorted. tokenizer: as for token_bytes.
+
+    Raises LoadError (tokenizer).
+    """
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         given = _json(directory / name).get("eos_token_id")
         ends.update([given] if isinstance(given, int) else given or [])
     eos = special_texts(directory).get("eos_token")
-    number = load_tokenizer(directory).token_to_id(eos) if eos else None
+    number = (tokenizer or load_tokenizer(directory)).token_to_id(eos) if eos else None
     return tuple(sorted(ends if number is None else ends | {number}))
 
 
