@@ -15,10 +15,12 @@ import msgspec
 
 from branchwork.lang import constraint as shape
 from branchwork.lang import loop
+from branchwork.lang.budget import Spending
 from branchwork.lang.constraint import Capture, Constraint, Literal, Maybe, Repeat, capture_names
-from branchwork.lang.ir import Laid
-from branchwork.lang.machine import Call, NodeDone, Program, Reply
-from branchwork.lang.protocol import Captured, ChatFrames, Delta, Done, Failed
+from branchwork.lang.errors import CapabilityError
+from branchwork.lang.ir import Image, Laid, Node, Template, Video, filled
+from branchwork.lang.machine import Call, Dropped, NodeDone, Program, Reply
+from branchwork.lang.protocol import Budget, Captured, ChatFrames, Delta, Done, Failed
 from branchwork.lang.transcript import Branch, NodeFailed
 
 __all__ = [
@@ -65,7 +67,13 @@ class Session(Protocol):
     """One program on a backend."""
 
     def lay(self, branch: int, nodes: Sequence[Laid]) -> None:
-        """Take nodes in the order of their numbers. May block the caller while too many are under way."""
+        """Take nodes in the order of their numbers.
+
+        May block the caller while too many are under way, but never a thread in which an event loop runs.
+        """
+
+    def start(self, template: Template, arguments: Sequence[str]) -> None:
+        """Take all nodes of a template at once, with its arguments filled in. Nothing else has been laid, nor will be."""
 
     def cancel(self, branch: int | None) -> None: ...
 
@@ -81,8 +89,11 @@ class Backend(Protocol):
     def model(self) -> Any:
         """The model's name, or its protocol.ModelInfo."""
 
-    def open(self, sink: Sink, stream: bool) -> Session:
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
         """Begin a program. Deltas are wanted only when `stream`; Done comes in any case."""
+
+    def accept(self, node: Node) -> None:
+        """Raises CapabilityError for a node that this backend cannot execute as it is written. Asked at each lay."""
 
 
 Emit = Callable[[Chunk | Closed], None]
@@ -105,21 +116,33 @@ class LocalBackend:
         self.frames = frames or ChatFrames()
         self.execute = execute
 
-    def open(self, sink: Sink, stream: bool) -> Session:
-        return _LocalSession(self.execute, self.frames, sink, stream)
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
+        return _LocalSession(self.execute, self.frames, sink, stream, budget)
+
+    def accept(self, node: Node) -> None:
+        refuse_pictures(node, self.model)
 
 
 class _LocalSession:
     """Everything but the four entry points runs on the background loop."""
 
-    def __init__(self, execute: Execute, frames: ChatFrames, sink: Sink, stream: bool) -> None:
+    def __init__(
+        self, execute: Execute, frames: ChatFrames, sink: Sink, stream: bool, budget: Budget | None = None
+    ) -> None:
         self._execute, self._sink, self._stream = execute, sink, stream
+        self._spending = Spending(budget) if budget is not None else None
+        if budget is not None and budget.seconds is not None:
+            loop.post(self._begin_clock, budget.seconds)
         self._program = Program(frames)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._closed = False
+        self._clock: asyncio.TimerHandle | None = None
 
     def lay(self, branch: int, nodes: Sequence[Laid]) -> None:
         loop.post(self._feed, branch, nodes)
+
+    def start(self, template: Template, arguments: Sequence[str]) -> None:
+        loop.post(self._start, template, arguments)
 
     def cancel(self, branch: int | None) -> None:
         loop.post(self._cancel, branch)
@@ -131,13 +154,33 @@ class _LocalSession:
         self._program.feed(branch, nodes)
         self._pump()
 
-    def _cancel(self, branch: int | None) -> None:
-        for call in self._program.cancel(branch):
-            self._tasks.pop(call).cancel()
+    def _start(self, template: Template, arguments: Sequence[str]) -> None:
+        for branch, laid in filled(template.nodes, arguments):
+            self._program.feed(branch, (laid,))
         self._pump()
+
+    def _cancel(self, branch: int | None) -> None:
+        self._drop(self._program.cancel(branch))
+        self._pump()
+
+    def _drop(self, calls: Sequence[int]) -> None:
+        for call in calls:
+            task = self._tasks.pop(call, None)
+            if task is not None:
+                task.cancel()
+
+    def _begin_clock(self, seconds: float) -> None:
+        self._clock = asyncio.get_running_loop().call_later(seconds, self._over_budget)
+
+    def _over_budget(self) -> None:
+        if not self._closed and self._spending is not None and (why := self._spending.exceeded()):
+            self._drop(self._program.cancel(None, "budget", why))
+            self._pump()
 
     def _close(self) -> None:
         self._closed = True
+        if self._clock is not None:
+            self._clock.cancel()
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
@@ -147,11 +190,22 @@ class _LocalSession:
         for output in outputs if not self._closed else ():
             match output:
                 case Call():
-                    self._tasks[output.id] = asyncio.get_running_loop().create_task(self._answer(output))
+                    self._begin(output)
+                case Dropped(calls):
+                    self._drop(calls)
                 case NodeDone(values=values) if values:
                     self._sink(Done(0, output.branch, output.node, values, output.meta, output.captures))
                 case NodeFailed():
                     self._sink(Failed(0, output.branch, output.node, output.code, output.message))
+
+    def _begin(self, call: Call) -> None:
+        admitted = call if self._spending is None else self._spending.admit(call)
+        if admitted is None:
+            assert self._spending is not None
+            self._program.fail(call.id, "budget", self._spending.spent())
+            loop.post(self._pump)
+        else:
+            self._tasks[call.id] = asyncio.get_running_loop().create_task(self._answer(admitted))
 
     async def _answer(self, call: Call) -> None:
         def emit(news: Chunk | Closed) -> None:
@@ -174,8 +228,18 @@ class _LocalSession:
             self._program.fail(call.id, "executor_error", f"{type(error).__name__}: {error}")
         else:
             self._program.reply(call.id, reply)
+            if self._spending is not None:
+                self._spending.spend(sum(meta.get("completion_tokens", 0) for meta in reply.meta))
         self._tasks.pop(call.id, None)
+        self._over_budget()
         self._pump()
+
+
+def refuse_pictures(node: Node, model: Any) -> None:
+    """Raises CapabilityError for an image or a film, which a text model cannot see."""
+    if isinstance(node, (Image, Video)):
+        kind = type(node).__name__.lower()
+        raise CapabilityError(f"the model {getattr(model, 'name', model)!r} reads text only; it cannot see this {kind}")
 
 
 Answer = str | Sequence[str] | Reply | BaseException

@@ -10,11 +10,15 @@ from typing import Any
 import msgspec
 
 from branchwork.lang.constraint import Constraint, capture_names, listed_captures
+from branchwork.lang.ir import Reasoning
 from branchwork.lang.params import SamplingParams
 
 
 class Call(msgspec.Struct, frozen=True):
     """Work for the executor: continue the segments of `branch`. kind is gen (params set) or select (choices set).
+
+    A machine that does not decide races (see lang.machine) also calls for the children that a Join is to go on with:
+    kind join, whose Reply has their branch numbers as values.
 
     constraint: what the text of a gen must obey; its captures are to be reported with the reply.
     """
@@ -28,6 +32,7 @@ class Call(msgspec.Struct, frozen=True):
     choices: tuple[str, ...] = ()
     method: str = ""
     constraint: Constraint | None = None
+    reasoning: Reasoning | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -40,6 +45,12 @@ class Reply(msgspec.Struct, frozen=True):
     values: tuple[str, ...]
     meta: tuple[dict[str, Any], ...] = ()
     captures: dict[str, Any] = {}
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """Calls that nobody waits for any more, since their branches have lost a race: cancel them."""
+
+    calls: tuple[int, ...]
 
 
 class NodeDone(msgspec.Struct, frozen=True):

@@ -47,6 +47,10 @@ class BackendError(BranchworkError):
     """Something between this process and whoever executes programs."""
 
 
+class CapabilityError(BackendError):
+    """This backend cannot execute a node as it is written; raised at the line that lays it."""
+
+
 class RuntimeUnavailable(BackendError):
     """Nobody usable answers at an endpoint."""
 

@@ -6,6 +6,7 @@ An author's expression (`"a" + gen("x")`) is a node or a Seq of nodes; laying it
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -39,11 +40,57 @@ class Ref(Node, frozen=True, tag="ref"):
     name: str
 
 
+class Fill(Node, frozen=True, tag="fill"):
+    """Text with the arguments of a compiled program in it: literal texts, and numbers of arguments between them.
+
+    Stands in templates only; starting a template puts the arguments' texts in its place.
+    """
+
+    parts: tuple[str | int, ...]
+
+
+class Image(Node, frozen=True, tag="image"):
+    """A picture in a turn, as the bytes of its file. media: its MIME type (image/png ...)."""
+
+    data: bytes
+    media: str
+
+
+class Video(Node, frozen=True, tag="video"):
+    """A film in a turn, of which `frames` pictures are looked at."""
+
+    data: bytes
+    media: str
+    frames: int
+
+
+class Reasoning(msgspec.Struct, frozen=True, array_like=True):
+    """How a model sets its thinking apart from its answer. begun: its text starts inside the thinking."""
+
+    begin: str
+    end: str
+    begun: bool = False
+
+
+class Answered(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a gen or select has come to already, in an earlier run: it is taken as it is instead of asked for again.
+
+    values, meta, captures: as in lang.calls.Reply. ids: token ids of the first value (int32, little-endian, packed),
+    so that the transcript stays the very same; empty when they are not known.
+    """
+
+    values: tuple[str, ...]
+    meta: tuple[dict[str, Any], ...] = ()
+    captures: dict[str, Any] = {}
+    ids: bytes = b""
+
+
 class Gen(Node, frozen=True, tag="gen", omit_defaults=True):
     """Generate text that obeys `constraint`; each of its captures becomes a variable too.
 
     `knobs` are what the author set; laying the node merges them into `params`. `readers` make typed values of the
-    texts of variables; they stay with the author.
+    texts of variables; they stay with the author. reasoning: the thinking is kept apart, as variable
+    `name`_reasoning_content, and leaves the transcript.
     """
 
     name: str | None = None
@@ -51,14 +98,21 @@ class Gen(Node, frozen=True, tag="gen", omit_defaults=True):
     params: SamplingParams | None = None
     constraint: Constraint | None = None
     readers: dict[str, Any] = {}
+    reasoning: Reasoning | None = None
+    given: Answered | None = None
 
 
-class Select(Node, frozen=True, tag="select"):
-    """Choose one of `choices` by the model's own probabilities; `method` names one of the scorers in lang.choices."""
+class Select(Node, frozen=True, tag="select", omit_defaults=True):
+    """Choose one of `choices` by the model's own probabilities; `method` names one of the scorers in lang.choices.
+
+    fills: in templates, the choices as parts of a Fill each, where an argument stands in one.
+    """
 
     name: str | None
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     method: str = "token_length_normalized"
+    given: Answered | None = None
+    fills: tuple[tuple[str | int, ...], ...] = ()
 
 
 class RoleBegin(Node, frozen=True, tag="role"):
@@ -92,11 +146,18 @@ class Fork(Node, frozen=True, tag="fork"):
     children: tuple[int, ...]
 
 
-class Join(Node, frozen=True, tag="join"):
-    """Wait for `children`; mode gather_variable (lists of new variables) or concate_and_append (their new text)."""
+class Join(Node, frozen=True, tag="join", omit_defaults=True):
+    """Wait for `children`; mode gather_variable (lists of new variables) or concate_and_append (their new text).
+
+    first: go on as soon as `count` children are done; the others are cancelled, lists are of those that are done.
+    majority: go on as soon as no other text of variable `name` can overtake the commonest one; the others are
+    cancelled, `name` is that text, lists are of the children that agree.
+    """
 
     children: tuple[int, ...]
     mode: str = "gather_variable"
+    count: int = 0
+    name: str | None = None
 
 
 class Seq(Node, frozen=True, tag="seq"):
@@ -105,11 +166,69 @@ class Seq(Node, frozen=True, tag="seq"):
     items: tuple[Any, ...] = ()
 
 
+Sent = (
+    Text
+    | Ref
+    | Gen
+    | Select
+    | RoleBegin
+    | RoleEnd
+    | ScopeBegin
+    | ScopeEnd
+    | SetVar
+    | Fork
+    | Join
+    | Fill
+    | Image
+    | Video
+)
+
+
 class Laid(msgspec.Struct, frozen=True, array_like=True):
     """A node with its number in the program (unique over all branches, in order of laying)."""
 
     id: int
-    node: Text | Ref | Gen | Select | RoleBegin | RoleEnd | ScopeBegin | ScopeEnd | SetVar | Fork | Join
+    node: Sent
+
+
+class Placed(msgspec.Struct, frozen=True, array_like=True):
+    """A node of a template with the branch it stands on; its number is its place in the template."""
+
+    branch: int
+    node: Sent
+
+
+class Template(msgspec.Struct, frozen=True):
+    """A whole program with holes for its arguments. Node i is nodes[i]; branch 0 is the first, Fork nodes name others.
+
+    arguments: names of the arguments, in the order that Fill counts them. sources: per node the "file:line" that laid
+    it. branches: how many there are.
+    """
+
+    nodes: tuple[Placed, ...]
+    arguments: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    branches: int = 1
+
+
+def filled(nodes: Sequence[Placed], arguments: Sequence[str]) -> Iterator[tuple[int, Laid]]:
+    """A template's nodes with the arguments' texts in their places, as (branch, node) in the order of laying.
+
+    Raises IndexError for an argument that is not given.
+    """
+    for number, placed in enumerate(nodes):
+        match placed.node:
+            case Fill(parts):
+                yield placed.branch, Laid(number, Text(_fill(parts, arguments)))
+            case Select(fills=fills) as node if fills:
+                choices = tuple(_fill(parts, arguments) for parts in fills)
+                yield placed.branch, Laid(number, msgspec.structs.replace(node, choices=choices, fills=()))
+            case node:
+                yield placed.branch, Laid(number, node)
+
+
+def _fill(parts: Sequence[str | int], arguments: Sequence[str]) -> str:
+    return "".join([part if isinstance(part, str) else arguments[part] for part in parts])
 
 
 def bare(node: Any) -> Any:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from branchwork.lang import ir
 from branchwork.lang.constraint import capture_names
 from branchwork.lang.ir import Laid
+from branchwork.lang.reasoning import thoughts_of
 from branchwork.lang.transcript import Branch
 
 
@@ -49,12 +51,15 @@ class Lineage:
         """Take down what a newly fed node defines: a variable, or new branches."""
         match laid.node:
             case ir.Gen(name=name, constraint=constraint):
-                for defined in dict.fromkeys((*([name] if name is not None else []), *capture_names(constraint))):
+                names = [] if name is None else [name]
+                if name is not None and laid.node.reasoning is not None:
+                    names.append(thoughts_of(name))
+                for defined in dict.fromkeys((*names, *capture_names(constraint))):
                     self._define(branch, defined, laid.id)
             case ir.Select(name=str(name)) | ir.ScopeEnd(name=name) | ir.SetVar(name=name):
                 self._define(branch, name, laid.id)
-            case ir.Join(mode="gather_variable"):
-                self.gathered[laid.id] = self._gather(branch, laid.id, laid.node)
+            case ir.Join(children, mode, name=name) if mode != "concate_and_append":
+                self.gathered[laid.id] = self.gather(branch, laid.id, children, name)
                 for name in self.gathered[laid.id]:
                     self._define(branch, name, laid.id)
             case ir.Fork(children):
@@ -70,12 +75,15 @@ class Lineage:
             branch = origin[0]
         return True
 
-    def _gather(self, branch: int, join: int, node: ir.Join) -> dict[str, list[int]]:
-        """Per variable that is new in the children: its defining node in each child that has it."""
+    def gather(
+        self, branch: int, join: int, children: Sequence[int], always: str | None = None
+    ) -> dict[str, list[int]]:
+        """Per variable that is new in the children, and for `always`: its defining node in each child that has it."""
         gathered: dict[str, list[int]] = {}
-        for child in node.children:
+        for child in children:
             for name, nodes in self.track(child).definers.items():
-                if (index := bisect_left(nodes, join)) and self.definer(branch, name, join) is None:
+                new = name == always or self.definer(branch, name, join) is None
+                if (index := bisect_left(nodes, join)) and new:
                     gathered.setdefault(name, []).append(nodes[index - 1])
         return gathered
 

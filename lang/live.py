@@ -22,7 +22,7 @@ from branchwork.lang.backend import Backend, Chunk, Event, Lost, Sink
 from branchwork.lang.constraint import capture_names, optional_captures
 from branchwork.lang.errors import ProgramError
 from branchwork.lang.machine import Program, Reply
-from branchwork.lang.protocol import Captured, Delta, Done, Failed
+from branchwork.lang.protocol import Budget, Captured, Delta, Done, Failed
 from branchwork.lang.transcript import NodeFailed, Value
 
 _OURS = (os.path.dirname(os.path.abspath(__file__)) + os.sep, contextlib.__file__)
@@ -52,6 +52,11 @@ class Record:
         return ("turn" if turn else type(self.node).__name__.lower()) + (f" {name!r}" if name else "")
 
 
+def record(branch: int, node: ir.Node, source: str) -> Record:
+    given = node.given if isinstance(node, (ir.Gen, ir.Select)) else None
+    return Record(branch, node, source, meta=() if given is None else given.meta)
+
+
 @dataclass(slots=True)
 class Body:
     """The user's function: whether it still runs, in which thread, and what it came to."""
@@ -65,9 +70,9 @@ class Body:
 class LiveProgram:
     """stream: text is wanted piece by piece. Dropping the last reference cancels what still runs."""
 
-    def __init__(self, backend: Backend, stream: bool = False) -> None:
+    def __init__(self, backend: Backend, stream: bool = False, budget: Budget | None = None) -> None:
         self.backend = backend  # must not be dropped while a program runs on it
-        self.machine = Program(backend.frames)
+        self.machine = Program(backend.frames, decides=False)
         self.changed = threading.Condition()
         self.version = 0  # goes up with every change, so that nobody who waits can miss one
         self.records: dict[int, Record] = {}
@@ -76,7 +81,7 @@ class LiveProgram:
         self._branches = 1
         self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._pid = os.getpid()
-        self._session = backend.open(_weak_sink(self), stream)
+        self._session = backend.open(_weak_sink(self), stream, budget)
         self._finalizer = weakref.finalize(self, self._session.close)
         self._finalizer.atexit = False
 
@@ -103,7 +108,7 @@ class LiveProgram:
                     )
                 first = len(self.records)
                 laid = [ir.Laid(first + index, ir.bare(node)) for index, node in enumerate(nodes)]
-                self.records.update({first + index: Record(branch, node, source) for index, node in enumerate(nodes)})
+                self.records.update({first + i: record(branch, node, source) for i, node in enumerate(nodes)})
                 self.machine.objects.update({first + index: value for index, value in (objects or {}).items()})
                 self.machine.feed(branch, laid)
                 self._changed()
@@ -115,6 +120,17 @@ class LiveProgram:
                     self._changed()
                 raise
         return [item.id for item in laid]
+
+    def start(self, template: ir.Template, arguments: Sequence[str]) -> None:
+        """Begin as a whole: all nodes of a template, in one message. Nothing may have been laid, nor be laid later."""
+        with self._laying:
+            with self.changed:
+                self._branches = template.branches
+                for branch, laid in ir.filled(template.nodes, arguments):
+                    self.records[laid.id] = record(branch, laid.node, template.sources[laid.id])
+                    self.machine.feed(branch, (ir.Laid(laid.id, ir.bare(laid.node)),))
+                self._changed()
+            self._session.start(template, arguments)
 
     def cancel(self, branch: int | None = None) -> None:
         with self.changed:
@@ -181,7 +197,10 @@ class LiveProgram:
         """
         record = self.records[node]
         if isinstance(record.node, ir.Join):
-            return [self.read(n, name, v) for n, v in zip(self.machine.lineage.gathered[node][name], value)]
+            nodes = self.machine.lineage.gathered[node][name]
+            if record.node.name == name:  # the text that a majority agrees on
+                return self.read(nodes[0], name, value)
+            return [self.read(n, name, v) for n, v in zip(nodes, value)]
         if not isinstance(record.node, ir.Gen) or record.node.constraint is None:
             return value
         missing = name != record.node.name and name not in optional_captures(record.node.constraint)

@@ -14,29 +14,37 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from branchwork.lang import ir
-from branchwork.lang.calls import Call, NodeDone, Reply, complete
+from branchwork.lang import ir, race
+from branchwork.lang.calls import Call, Dropped, NodeDone, Reply, complete
 from branchwork.lang.constraint import capture_names
 from branchwork.lang.ir import Laid
 from branchwork.lang.lineage import Lineage, Track
 from branchwork.lang.params import SamplingParams
 from branchwork.lang.protocol import ChatFrames
+from branchwork.lang.reasoning import split, thoughts_of
 from branchwork.lang.transcript import Branch, NodeFailed, Refusal, Value
 
-__all__ = ["Call", "NodeDone", "Output", "Program", "Reply"]
+__all__ = ["Call", "Dropped", "NodeDone", "Output", "Program", "Reply"]
 
-Output = Call | NodeDone | NodeFailed
-WHOLE = frozenset({"cancelled", "closed", "runtime_lost"})  # codes that every node of a stopped branch carries itself
+Output = Call | Dropped | NodeDone | NodeFailed
+JOIN_MODES = ("gather_variable", "concate_and_append", *race.MODES)
+WHOLE = frozenset(
+    {"cancelled", "closed", "runtime_lost", "outrun", "budget"}
+)  # codes that every node of a stopped branch carries itself
 
 
 class Program:
     """All branches of one program. Branch 0 exists from the start.
 
     objects: values of SetVar nodes by node number, where the author set something other than text (client only).
+    decides: whether races between branches are decided here; otherwise (the client's record) each is a call.
+    winners: by Join node of a race, the indexes of the children it went on with.
     """
 
-    def __init__(self, frames: ChatFrames | None = None) -> None:
+    def __init__(self, frames: ChatFrames | None = None, *, decides: bool = True) -> None:
         self.frames = frames or ChatFrames()
+        self.decides = decides
+        self.winners: dict[int, list[int]] = {}
         self.objects: dict[int, Any] = {}
         self.lineage = Lineage()
         self._tracks = self.lineage.tracks
@@ -136,13 +144,13 @@ class Program:
         del self._calls[call]
         track = self._tracks[made.branch]
         track.call = None
-        track.branch.append(reply.values[0], made.kind, made.node)
-        captures = complete(made, reply.captures)
-        for name, value in captures.items():
-            self._define(track, made.node, name, value)
-        self._define(track, made.node, made.name, reply.values[0] if made.params.n == 1 else list(reply.values))
-        self._early.pop(made.node, None)
-        self._finish(track, reply.values, reply.meta, captures)
+        if made.kind == "join":
+            self._win(track, track.queue[0], [int(index) for index in reply.values])
+            self._finish(track)
+        else:
+            captures = self._take(track, made, reply)
+            self._early.pop(made.node, None)
+            self._finish(track, reply.values, reply.meta, captures)
         self._ready.append(made.branch)
 
     def capture(self, call: int, name: str, value: Value) -> None:
@@ -207,23 +215,30 @@ class Program:
         while track.queue and track.born and track.call is None:
             laid = track.queue[0]
             try:
-                if not self._execute(track, laid):
-                    return
+                said = self._execute(track, laid)
             except Refusal as no:
                 self.fail_node(track.branch.id, laid.id, no.code, no.message, no.cause)
                 return
+            if said is None:
+                return
             if track.call is None:
-                self._finish(track)
+                self._finish(track, said)
 
-    def _execute(self, track: Track, laid: Laid) -> bool:
-        """Execute the head node; False when it has to wait."""
+    def _execute(self, track: Track, laid: Laid) -> tuple[str, ...] | None:
+        """Execute the head node; None when it has to wait, else what others are to hear of it."""
         match laid.node:
             case ir.Text(value):
                 track.branch.append(value, "literal", laid.id, special=track.branch.role is None)
             case ir.Ref() as node:
-                return self._refer(track, laid.id, node)
+                return () if self._refer(track, laid.id, node) else None
             case ir.Gen() | ir.Select() as node:
-                self._call(track, laid.id, node)
+                made = self._make(track, laid.id, node)
+                if node.given is None:
+                    self._issue(track, made)
+                else:
+                    self._take(track, made, Reply(node.given.values, node.given.meta, node.given.captures))
+            case ir.Image() | ir.Video() as node:
+                track.branch.picture(node, laid.id)
             case ir.RoleBegin(role):
                 track.branch.begin_role(self.frames, role, laid.id)
             case ir.RoleEnd(role):
@@ -237,8 +252,8 @@ class Program:
             case ir.Fork(children):
                 self._fork(track, laid.id, children)
             case ir.Join() as node:
-                return self._join(track, laid.id, node)
-        return True
+                return self._join(track, laid, node)
+        return ()
 
     def _refer(self, track: Track, at: int, node: ir.Ref) -> bool:
         definer = self.lineage.definer(node.branch, node.name, at)
@@ -259,17 +274,37 @@ class Program:
         track.branch.append("" if value is None else str(value), "literal", at)
         return True
 
-    def _call(self, track: Track, at: int, node: ir.Gen | ir.Select) -> None:
-        branch = track.branch.id
-        track.call = self._next_call
+    def _make(self, track: Track, at: int, node: ir.Gen | ir.Select | ir.Join) -> Call:
+        number, branch = self._next_call, track.branch.id
         self._next_call += 1
-        if isinstance(node, ir.Gen):
-            params = node.params or SamplingParams()
-            made = Call(track.call, branch, at, "gen", node.name, params, constraint=node.constraint)
-        else:
-            made = Call(track.call, branch, at, "select", node.name, choices=node.choices, method=node.method)
+        match node:
+            case ir.Gen(name=name, constraint=constraint, reasoning=reasoning):
+                params = node.params or SamplingParams()
+                return Call(number, branch, at, "gen", name, params, constraint=constraint, reasoning=reasoning)
+            case ir.Select(name, choices, method):
+                return Call(number, branch, at, "select", name, choices=choices, method=method)
+        return Call(number, branch, at, "join")
+
+    def _issue(self, track: Track, made: Call) -> None:
+        track.call = made.id
         self._calls[made.id] = made
         self._out.append(made)
+
+    def _take(self, track: Track, made: Call, reply: Reply) -> dict[str, Any]:
+        """Append what came of a gen or select and define its variables; its captures."""
+        values = reply.values
+        if made.reasoning is not None:
+            parts = [split(value, made.reasoning) for value in values]
+            values = tuple(answer for _, answer in parts)
+            if made.name is not None:
+                thoughts = [thinking for thinking, _ in parts]
+                self._define(track, made.node, thoughts_of(made.name), thoughts[0] if made.params.n == 1 else thoughts)
+        track.branch.append(values[0], made.kind, made.node)
+        captures = complete(made, reply.captures)
+        for name, value in captures.items():
+            self._define(track, made.node, name, value)
+        self._define(track, made.node, made.name, values[0] if made.params.n == 1 else list(values))
+        return captures
 
     def _end_scope(self, track: Track, at: int, name: str) -> None:
         if not track.scopes or track.scopes[-1][0] != name:
@@ -288,20 +323,21 @@ class Program:
             self._ready.append(child)
         parent.forks.append((len(parent.segments), children))
 
-    def _join(self, track: Track, at: int, node: ir.Join) -> bool:
+    def _join(self, track: Track, laid: Laid, node: ir.Join) -> tuple[str, ...] | None:
+        at = laid.id
+        if node.mode in race.MODES:
+            return self._race(track, laid, node)
         for child in node.children:
             other = self._tracks[child]
             if other.broken_at is not None and other.broken_at < at and other.branch.failure is not None:
                 raise self._because(other.branch.failure)
-            last = next((laid.id for laid in reversed(other.queue) if laid.id < at), None)
-            if last is None and not other.born:
-                if other.origin is None:
-                    self._starved.add(track.branch.id)
-                    return False
-                last = other.origin[1]
+            last = self._last_before(other, at)
             if last is not None:
                 self._waiting.setdefault(last, []).append(track.branch.id)
-                return False
+                return None
+            if not other.born:
+                self._starved.add(track.branch.id)
+                return None
         if node.mode == "gather_variable":
             for name, nodes in self.lineage.gathered[at].items():
                 self._define(track, at, name, [self._values[n][name] for n in nodes])
@@ -309,8 +345,62 @@ class Program:
             for child in node.children:
                 track.branch.concatenate(self.branch(child), at)
         else:
-            raise Refusal("bad_join", f"unknown join mode {node.mode!r}; use gather_variable or concate_and_append")
-        return True
+            raise Refusal("bad_join", f"unknown join mode {node.mode!r}; known: {', '.join(JOIN_MODES)}")
+        return ()
+
+    def _last_before(self, child: Track, at: int) -> int | None:
+        """The node that a join at `at` has to wait for: the child's last one, or its birth. None: it is done."""
+        last = next((laid.id for laid in reversed(child.queue) if laid.id < at), None)
+        return child.origin[1] if last is None and not child.born and child.origin is not None else last
+
+    def _race(self, track: Track, laid: Laid, node: ir.Join) -> tuple[str, ...] | None:
+        """Go on with the children that win; or ask for them, when others decide."""
+        at = laid.id
+        if not self.decides:
+            self._issue(track, self._make(track, at, node))
+            return ()
+        tracks = [self._tracks[child] for child in node.children]
+        if any(not child.born and child.origin is None for child in tracks):
+            self._starved.add(track.branch.id)
+            return None
+        won = race.decide(node.mode, node.count, [self._standing(child, at, node.name) for child in tracks])
+        if won is None:
+            for child in tracks:
+                last = self._last_before(child, at)
+                if last is not None and child.branch.failure is None:
+                    waiting = self._waiting.setdefault(last, [])
+                    if track.branch.id not in waiting:
+                        waiting.append(track.branch.id)
+            return None
+        lost = [child for child in tracks if child.branch.failure is None and self._last_before(child, at) is not None]
+        message = f"the join went on with {len(won)} of {len(tracks)} branches, and this one was not among them"
+        dropped = [call for child in lost for call in self.cancel(child.branch.id, "outrun", message)]
+        if dropped:
+            self._out.append(Dropped(tuple(dropped)))
+        self._win(track, laid, won)
+        return tuple(map(str, won))
+
+    def _standing(self, child: Track, at: int, name: str | None) -> race.Standing:
+        failure = child.branch.failure
+        if failure is not None and child.broken_at is not None and child.broken_at < at:
+            return race.Standing(failed=failure.cause)
+        if self._last_before(child, at) is not None or not child.born:
+            return race.Standing()
+        definer = None if name is None else self.lineage.definer(child.branch.id, name, at)
+        vote = None if name is None or definer is None else self.value(definer, name)
+        return race.Standing(done=True, vote=None if vote is None or isinstance(vote, NodeFailed) else str(vote))
+
+    def _win(self, track: Track, laid: Laid, won: list[int]) -> None:
+        """The variables of a race's winners become the parent's."""
+        assert isinstance(laid.node, ir.Join)
+        self.winners[laid.id] = won
+        names = self.lineage.gathered[laid.id]  # of all children: what only losers have is empty
+        children = [laid.node.children[index] for index in won]
+        gathered = self.lineage.gather(track.branch.id, laid.id, children, laid.node.name)
+        self.lineage.gathered[laid.id] = {name: gathered.get(name, []) for name in names}
+        for name, nodes in self.lineage.gathered[laid.id].items():
+            values = [self._values[n][name] for n in nodes]
+            self._define(track, laid.id, name, values[0] if name == laid.node.name else values)
 
     # --- outcomes
 

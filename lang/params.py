@@ -24,6 +24,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: the same for prompt tokens, from token index logprob_start on (0 is the first token).
     jump_forward: what becomes of text that a constraint forces. "on": it is appended unasked, as canonical tokens;
     "exact": it is proposed to the model and verified, so the ids are those of "off", where every token is drawn.
+    heal: the last token of the literal before the answer is taken back and drawn anew together with what follows, so
+    that the seam between prompt and answer does not force an unusual tokenization (token healing).
     """
 
     max_tokens: int = 128
@@ -45,10 +47,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     logprob_start: int = 0
     jump_forward: str = "on"
+    heal: bool = False
 
 
 KNOBS = frozenset(SamplingParams.__struct_fields__)
 _TUPLES = frozenset({"stop", "stop_token_ids", "stop_regex"})
+_FLAGS = frozenset({"ignore_eos", "heal"})
 _WORDS = {"jump_forward": ("exact", "on", "off")}
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31),
@@ -84,9 +88,9 @@ def normalise(knobs: Mapping[str, Any]) -> dict[str, Any]:
             wanted = int if name == "stop_token_ids" else str
             if not all(isinstance(item, wanted) and item != "" for item in value):
                 raise ValueError(f"{name} takes non-empty {wanted.__name__} values, got {value!r}")
-        elif name == "ignore_eos":
+        elif name in _FLAGS:
             if not isinstance(value, bool):
-                raise TypeError(f"ignore_eos must be a bool, got {value!r}")
+                raise TypeError(f"{name} must be a bool, got {value!r}")
         elif name in _WORDS:
             if value not in _WORDS[name]:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(_WORDS[name])}")

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from branchwork.lang.ir import Laid
+from branchwork.lang.ir import Laid, Placed
 
-VERSION = 2
+VERSION = 3
 MAX_FRAME = 16 * 2**20  # bytes of one message; larger ones are refused before decoding
 
 
@@ -59,11 +59,44 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     client: str = ""
 
 
+class Budget(msgspec.Struct, frozen=True, array_like=True):
+    """What a whole program may use; past it everything of it that is not done fails with code budget.
+
+    tokens: generated ones, of all its branches together. seconds: from its opening on. None: without limit.
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+
+
 class Open(msgspec.Struct, frozen=True, tag="open"):
     """A program begins; its branch 0 exists from here on. Deltas are sent only when `stream`."""
 
     program: int
     stream: bool = False
+    budget: Budget | None = None
+
+
+class Start(msgspec.Struct, frozen=True, tag="start", omit_defaults=True):
+    """A program of a template begins and is laid wholly: Open, and all of its Nodes with the arguments filled in.
+
+    define: the template's nodes, with its first Start on a connection; later ones name it by its number alone.
+    Counts as `size` nodes under way.
+    """
+
+    program: int
+    template: int
+    size: int  # nodes of the template
+    arguments: tuple[str, ...] = ()
+    define: tuple[Placed, ...] = ()
+    stream: bool = False
+    budget: Budget | None = None
+
+
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """No program of this template will be started again on this connection."""
+
+    template: int
 
 
 class Nodes(msgspec.Struct, frozen=True, tag="nodes"):
@@ -92,7 +125,7 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     what: str
 
 
-ClientMessage = Hello | Open | Nodes | Cancel | Close | Ask
+ClientMessage = Hello | Open | Start | Forget | Nodes | Cancel | Close | Ask
 
 # --- gateway to client
 

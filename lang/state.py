@@ -18,11 +18,16 @@ from branchwork.lang.expr import Expr
 from branchwork.lang.follow import drive, drive_async, follow_text, follow_variable, unknown
 from branchwork.lang.ir import Fork, Gen, Join, Node, Ref, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, flatten
 from branchwork.lang.live import LiveProgram, source_line
+from branchwork.lang.machine import JOIN_MODES
 from branchwork.lang.params import merge
 from branchwork.lang.transcript import NodeFailed
 
 if TYPE_CHECKING:
+    import os
+
     from rich.console import Console, RenderableType
+
+    from branchwork.lang.explain import Explanation
 
 
 class ProgramState:
@@ -230,13 +235,57 @@ class ProgramState:
                 elif chunk.text:
                     yield chunk.text
 
+    def partial_iter(self, name: str) -> Iterator[Any]:
+        """The value of a typed or JSON variable as far as it has come, again and again while it grows.
+
+        Objects come as dicts, field by field, the last value being the finished, typed one. Wants stream=True.
+        """
+        from branchwork.lang import partial
+
+        with self._body_errors_first():
+            yield from partial.follow(self.live, self._branch, name)
+
+    async def partial_async_iter(self, name: str) -> AsyncIterator[Any]:
+        """The same for `async for`."""
+        from branchwork.lang import partial
+
+        with self._body_errors_first():
+            async for value in partial.follow_async(self.live, self._branch, name):
+                yield value
+
+    # --- keeping
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Wait, then write everything that was laid and what came of it, for bw.replay. JSON, safe to share."""
+        from branchwork.lang import replay
+
+        replay.save(self.live, path)
+
     # --- showing
+
+    def explain(self) -> Explanation:
+        """Wait, then say of each gen and select what was reused, what was computed and where it first diverged."""
+        from branchwork.lang import explain
+
+        return explain.explain(self.live)
+
+    def timeline(self, path: str | os.PathLike[str]) -> None:
+        """Wait, then write when each gen of each branch waited, was computed and was done, as a trace for Perfetto."""
+        from branchwork.lang import timeline
+
+        timeline.write(self.live, path)
 
     def show(self, console: Console | None = None) -> None:
         """Wait, then print this branch to the terminal: prompt, generated text, forks side by side."""
         from branchwork.lang import display
 
         display.show(self.live, self._branch, console)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for a state: the branch as far as it has come."""
+        from branchwork.lang import html
+
+        return html.render(self.live, self._branch)
 
     def __rich__(self) -> RenderableType:
         from branchwork.lang import display
@@ -275,7 +324,9 @@ class ProgramState:
                     scopes.append(name)
                 case ScopeEnd():
                     scopes.pop()
-            ready.append(self._with_params(node) if isinstance(node, Gen) else node)
+            prepared = self._with_params(node) if isinstance(node, Gen) else node
+            self.live.backend.accept(prepared)
+            ready.append(prepared)
         self._last = self.live.lay(self._branch, ready, source, objects)[-1]
         self._role, self._scopes = role, scopes
 
@@ -361,6 +412,7 @@ class ForkGroup:
     def __init__(self, parent: ProgramState, states: Sequence[ProgramState]) -> None:
         self._parent = parent
         self._states = list(states)
+        self._join: int | None = None  # the node that joins them
 
     def __len__(self) -> int:
         return len(self._states)
@@ -391,12 +443,33 @@ class ForkGroup:
             state += item
         return self
 
-    def join(self, mode: str = "gather_variable") -> None:
-        """Wait (in the program, not here) for all children, then go on with the parent.
+    def join(self, mode: str = "gather_variable", k: int = 1, name: str | None = None) -> None:
+        """Wait (in the program, not here) for children, then go on with the parent.
 
-        gather_variable: variables new in the children become lists on the parent, in branch order.
-        concate_and_append: the children's new text is appended to the parent.
+        gather_variable: for all; variables new in them become lists on the parent, in branch order.
+        concate_and_append: for all; their new text is appended to the parent.
+        first: for the first `k` to be done; the others are cancelled mid-word, the lists are of those k.
+        majority: until no other text of variable `name` can overtake the commonest one; the others are cancelled,
+        `name` is that text on the parent, every other list is of the children that agree with it.
+        Reading from a branch that was cancelled raises ProgramError (outrun). Raises ValueError for what cannot be.
         """
-        if mode not in ("gather_variable", "concate_and_append"):
-            raise ValueError(f"unknown join mode {mode!r}; use gather_variable or concate_and_append")
-        self._parent._lay((Join(tuple(state._branch for state in self._states), mode),))
+        if mode not in JOIN_MODES:
+            raise ValueError(f"unknown join mode {mode!r}; known: {', '.join(JOIN_MODES)}")
+        if mode == "first" and not 1 <= k <= len(self):
+            raise ValueError(f"the first {k} of {len(self)} branches cannot be waited for; k is 1 to {len(self)}")
+        if (name is None) == (mode == "majority"):
+            raise ValueError("name= says what a majority is of; give it with mode='majority', and with no other")
+        count = k if mode == "first" else 0
+        self._parent._lay((Join(tuple(state._branch for state in self._states), mode, count, name),))
+        self._join = self._parent._last
+
+    def winners(self) -> list[int]:
+        """Wait for the join of a race (first, majority): the indexes of the branches it went on with."""
+        if self._join is None:
+            raise ProgramError("no_join", "these branches have not been joined; winners are known after a join")
+        live, join = self._parent.live, self._join
+        live.wait(lambda: join in live.machine.winners or live.machine.caught_up(self._parent._branch, join))
+        if join not in live.machine.winners:
+            self._parent._raise_if_failed()
+            return list(range(len(self)))
+        return live.machine.winners[join]

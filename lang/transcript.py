@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from branchwork.lang.ir import Image, Video
 from branchwork.lang.protocol import ChatFrames, Frame
 
 Value = Any  # str, or a list of values (n samples, variables gathered by a join)
@@ -19,7 +20,7 @@ Value = Any  # str, or a list of values (n samples, variables gathered by a join
 class Segment(msgspec.Struct, frozen=True):
     """A piece of a transcript, made by node `node` (which may be another branch's, after a fork or a join).
 
-    origin: literal | frame | gen | select. special: the text may contain the model's special tokens (frames, and
+    origin: literal | frame | gen | select | image (no text: see Branch.pictures). special: the text may contain the model's special tokens (frames, and
     literals outside any role); never for text inside a role, for generated text, or for the text of a Ref.
     """
 
@@ -79,6 +80,7 @@ class Branch:
     forks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # (segments before it, children)
     inherited: int = 0
     failure: NodeFailed | None = None
+    pictures: dict[int, Image | Video] = field(default_factory=dict)  # by node
 
     @property
     def text(self) -> str:
@@ -97,11 +99,17 @@ class Branch:
             self.segments.append(Segment(text, origin, node, special))
             self.stamps.append(node)
 
+    def picture(self, picture: Image | Video, node: int) -> None:
+        self.segments.append(Segment("", "image", node, False))
+        self.stamps.append(node)
+        self.pictures[node] = picture
+
     def concatenate(self, child: Branch, node: int) -> None:
         """Append the text that a child got of its own from nodes before `node`."""
         new = child.segments[child.inherited : bisect_left(child.stamps, node)]
         self.segments += new
         self.stamps += [node] * len(new)
+        self.pictures |= child.pictures
 
     def begin_role(self, frames: ChatFrames, role: str, node: int) -> None:
         """Append the role's opening frame, before the first message also the template's start and default system."""
@@ -127,3 +135,4 @@ class Branch:
         self.segments, self.stamps = list(parent.segments), list(parent.stamps)
         self.variables = dict(parent.variables)
         self.turns = list(parent.turns)
+        self.pictures = dict(parent.pictures)

@@ -1,8 +1,9 @@
 """One connection to a gateway: a DEALER socket on the background loop, speaking lang.protocol.
 
 Knows: sockets, messages, credit. Must not know: what programs mean, processes, the user's state object.
-Only the loop's thread touches the socket. User threads put messages into the outbox; what was put there between two
-turns of the loop leaves together, nodes of one branch as one message. `gate` guards the outbox and the credit.
+Only the loop's thread touches the socket and the credit. User threads put messages into the outbox; what was put there
+between two turns of the loop leaves together, nodes of one branch as one message, as far as credit goes: the rest
+waits in the backlog, in order, and threads that lay more wait with it. `gate` guards the outbox and the count of both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,12 +28,13 @@ from zmq.utils.monitor import recv_monitor_message
 from branchwork.lang import loop
 from branchwork.lang.backend import Lost, Sink
 from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeUnavailable
-from branchwork.lang.ir import Laid
+from branchwork.lang.ir import Laid, Template
 from branchwork.lang.protocol import (
     MAX_FRAME,
     VERSION,
     Answer,
     Ask,
+    Budget,
     Cancel,
     Captured,
     ClientMessage,
@@ -40,11 +43,13 @@ from branchwork.lang.protocol import (
     Delta,
     Done,
     Failed,
+    Forget,
     Hello,
     Loading,
     ModelInfo,
     Nodes,
     Open,
+    Start,
     Welcome,
     decode_gateway,
     encode,
@@ -55,6 +60,8 @@ HEARTBEAT = 1000  # ms between heartbeats of the transport; it closes after 10 s
 PING = 2.0  # seconds between questions while programs are open, so that the gateway sees that this client lives
 SILENCE = 60.0  # seconds without any message, in spite of the questions, after which the runtime counts as lost
 LOOK = 0.2  # seconds between looks at an owned process
+UNSENT = 4096  # nodes that may wait for credit before those who lay more have to wait too
+TEMPLATES = 256  # that the runtime is to remember for this connection
 Progress = Callable[[str, float], None]
 
 
@@ -106,7 +113,11 @@ class Link:
         self.lost: Lost | None = None
         self._keys, self._owner = keys, owner
         self._outbox: list[ClientMessage] = []
+        self._unsent = 0  # nodes in the outbox and the backlog
+        self._backlog: deque[ClientMessage] = deque()  # Open, Start, Nodes, Cancel, Close, Forget
         self._free = 0  # nodes that may be sent before more credit comes
+        self._window = 0
+        self._templates: dict[int, tuple[int, Template]] = {}  # by id: number at the runtime; newest last
         self._sinks: dict[int, Sink] = {}
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._numbers = itertools.count()
@@ -116,7 +127,7 @@ class Link:
 
     # --- any thread
 
-    def open(self, sink: Sink, stream: bool) -> int:
+    def open(self, sink: Sink) -> int:
         """A new program's number. Raises RuntimeLost, and RuntimeUnavailable in a forked child."""
         self._check_process()
         with self.gate:
@@ -124,7 +135,6 @@ class Link:
                 raise RuntimeLost(f"{self.lost.message} Connect again, or start another Runtime.")
             program = next(self._numbers)
             self._sinks[program] = sink
-        self.put(Open(program, stream))
         return program
 
     def put(self, message: ClientMessage) -> None:
@@ -135,16 +145,32 @@ class Link:
             loop.post(self._flush)
 
     def lay(self, program: int, branch: int, nodes: Sequence[Laid]) -> None:
-        """Send nodes as credit allows; blocks the caller without any. Of a lost runtime the sink has been told."""
-        left = tuple(nodes)
-        while left:
-            with self.gate:
-                self.gate.wait_for(lambda: self._free > 0 or self.lost is not None)
-                if self.lost is not None:
-                    return
-                now, left = left[: self._free], left[self._free :]
-                self._free -= len(now)
-            self.put(Nodes(program, branch, now))
+        """Send nodes as credit allows. Of a lost runtime the sink has been told."""
+        self._make_room(len(nodes))
+        self.put(Nodes(program, branch, tuple(nodes)))
+
+    def start(
+        self, program: int, template: Template, arguments: Sequence[str], stream: bool, budget: Budget | None
+    ) -> None:
+        """Send a whole program; its template goes along the first time."""
+        self._make_room(len(template.nodes))
+        with self.gate:
+            known = self._templates.pop(id(template), None)
+            number = next(self._numbers) if known is None else known[0]
+            self._templates[id(template)] = (number, template)
+            oldest = self._templates.pop(next(iter(self._templates))) if len(self._templates) > TEMPLATES else None
+            define = template.nodes if known is None else ()
+            size = len(template.nodes)
+            self.put(Start(program, number, size, tuple(arguments), define, stream, budget))
+            if oldest is not None:
+                self.put(Forget(oldest[0]))
+
+    def _make_room(self, nodes: int) -> None:
+        """Wait while too many nodes are unsent; a thread in which an event loop runs must not."""
+        with self.gate:
+            if not _loop_runs_here():
+                self.gate.wait_for(lambda: self._unsent < UNSENT or self.lost is not None)
+            self._unsent += nodes
 
     def ask(self, what: str, timeout: float) -> dict[str, object]:
         """Raises RuntimeLost, and BackendError for an answer that is an error or does not come in time."""
@@ -191,7 +217,7 @@ class Link:
         except BaseException:
             self.end(Lost("closed", f"The connection to {self.endpoint} was never ready."))
             raise
-        self._free = welcome.window
+        self._free = self._window = welcome.window
         while await self._events.poll(0):  # breaks before the welcome are over and done with
             await recv_monitor_message(self._events)
         here = asyncio.get_running_loop()
@@ -286,9 +312,8 @@ class Link:
                 self.end(Lost("runtime_lost", f"The runtime at {self.endpoint} ended the connection: {code}: {why}."))
 
     def _credit(self, nodes: int) -> None:
-        with self.gate:
-            self._free += nodes
-            self.gate.notify_all()
+        self._free += nodes
+        self._drain()
 
     async def _monitor(self) -> None:
         await recv_monitor_message(self._events)
@@ -333,11 +358,59 @@ class Link:
         with self.gate:
             messages, self._outbox = self._outbox, []
         for message in _merged(messages) if self.lost is None else ():
+            match message:
+                case Nodes() | Start() | Open() | Forget():
+                    self._backlog.append(message)
+                case Cancel(program, None) | Close(program):
+                    self._drain()
+                    self._forsake(program)
+                    self._send(message)
+                case Cancel(program):
+                    self._drain()
+                    self._send(message)
+                    if any(getattr(later, "program", None) == program for later in self._backlog):
+                        self._backlog.append(message)  # again after the nodes that it is to stop as well
+                case _:
+                    self._send(message)
+        self._drain()
+
+    def _forsake(self, program: int) -> None:
+        """Nobody wants what is still unsent of a program."""
+        for message in list(self._backlog) if self._backlog else ():
+            if isinstance(message, Start) and message.program == program and message.define:
+                self._backlog.append(Close(program))  # others are started from what it defines
+            elif getattr(message, "program", None) == program:
+                self._backlog.remove(message)
+                self._sent(_cost(message))
+
+    def _drain(self) -> None:
+        """Send from the backlog as far as credit goes."""
+        while self._backlog and self.lost is None:
+            message = self._backlog[0]
+            cost = _cost(message)
+            if cost and self._free <= 0:
+                return
+            if isinstance(message, Nodes) and cost > self._free:
+                now, later = message.nodes[: self._free], message.nodes[self._free :]
+                self._backlog[0] = msgspec.structs.replace(message, nodes=later)
+                message, cost = msgspec.structs.replace(message, nodes=now), self._free
+            else:
+                self._backlog.popleft()
+            self._free -= cost
             self._send(message)
+            self._sent(cost)
+
+    def _sent(self, nodes: int) -> None:
+        if nodes:
+            with self.gate:
+                self._unsent -= nodes
+                self.gate.notify_all()
 
     def _send(self, message: ClientMessage) -> None:
         frame = encode(message)
-        if len(frame) <= MAX_FRAME:
+        if isinstance(message, Start) and (_cost(message) > self._window or len(frame) > MAX_FRAME):
+            self._refuse_start(message, len(frame))
+        elif len(frame) <= MAX_FRAME:
             self._socket.send(frame)
         elif isinstance(message, Nodes) and len(message.nodes) > 1:
             half = len(message.nodes) // 2
@@ -345,11 +418,22 @@ class Link:
             self._send(msgspec.structs.replace(message, nodes=message.nodes[half:]))
         elif isinstance(message, Nodes):
             self._socket.send(encode(Cancel(message.program, message.branch)))
-            self._credit(1)
+            self._free += 1
             figure = f"the node takes {len(frame)} bytes, the limit is {MAX_FRAME}; split its text into several"
             failed = Failed(message.program, message.branch, message.nodes[0].id, "too_large", figure)
             if message.program in self._sinks:
                 self._sinks[message.program](failed)
+
+    def _refuse_start(self, message: Start, size: int) -> None:
+        self._free += _cost(message)
+        figure = (
+            f"the program takes {_cost(message)} nodes and {size} bytes; this runtime takes {self._window} nodes and "
+            f"{MAX_FRAME} bytes at once; run it without compiling it"
+        )
+        with self.gate:
+            self._templates = {key: known for key, known in self._templates.items() if known[0] != message.template}
+        if message.program in self._sinks:
+            self._sinks[message.program](Failed(message.program, 0, 0, "too_large", figure))
 
     def end(self, why: Lost) -> None:
         """The connection is over: everybody who waits is told, the socket goes."""
@@ -380,6 +464,24 @@ class Link:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.end(Lost("runtime_lost", f"The client failed on {self.endpoint}: {type(error).__name__}: {error}."))
+
+
+def _cost(message: ClientMessage) -> int:
+    """Nodes that a message puts under way."""
+    match message:
+        case Nodes(nodes=nodes):
+            return len(nodes)
+        case Start(size=size):
+            return size
+    return 0
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _merged(messages: list[ClientMessage]) -> list[ClientMessage]:

@@ -24,11 +24,11 @@ import zmq
 import zmq.auth
 
 from branchwork.lang import loop
-from branchwork.lang.backend import Session, Sink
+from branchwork.lang.backend import Session, Sink, refuse_pictures
 from branchwork.lang.backends.link import Keys, Link
 from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeStartError, RuntimeUnavailable
-from branchwork.lang.ir import Laid
-from branchwork.lang.protocol import Cancel, ChatFrames, ModelInfo, is_private
+from branchwork.lang.ir import Laid, Node, Template
+from branchwork.lang.protocol import Budget, Cancel, ChatFrames, ModelInfo, Open, is_private
 
 IPC_PATH = 100  # bytes that every platform allows in the path of a socket
 Stage = Callable[[str, float], None]
@@ -51,9 +51,12 @@ class RuntimeBackend:
     def frames(self) -> ChatFrames:
         return self.model.frames
 
-    def open(self, sink: Sink, stream: bool) -> Session:
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
         """Raises RuntimeLost when the connection is over."""
-        return _RuntimeSession(self._link, self._link.open(sink, stream))
+        return _RuntimeSession(self._link, self._link.open(sink), stream, budget)
+
+    def accept(self, node: Node) -> None:
+        refuse_pictures(node, self.model)
 
     def stats(self, timeout: float = 10.0) -> dict[str, Any]:
         """The runtime's counters. Raises RuntimeLost, BackendError."""
@@ -73,11 +76,22 @@ class RuntimeBackend:
 
 
 class _RuntimeSession:
-    def __init__(self, link: Link, program: int) -> None:
+    """What opens the program on the wire is its first message: Open before Nodes, or Start for all of it."""
+
+    def __init__(self, link: Link, program: int, stream: bool, budget: Budget | None) -> None:
         self._link, self._program = link, program
+        self._stream, self._budget = stream, budget
+        self._begun = False
 
     def lay(self, branch: int, nodes: Sequence[Laid]) -> None:
+        if not self._begun:
+            self._begun = True
+            self._link.put(Open(self._program, self._stream, self._budget))
         self._link.lay(self._program, branch, nodes)
+
+    def start(self, template: Template, arguments: Sequence[str]) -> None:
+        self._begun = True
+        self._link.start(self._program, template, arguments, self._stream, self._budget)
 
     def cancel(self, branch: int | None) -> None:
         self._link.put(Cancel(self._program, branch))
@@ -181,8 +195,11 @@ class Runtime:
     def pid(self) -> int:
         return self._process.pid
 
-    def open(self, sink: Sink, stream: bool) -> Session:
-        return self._backend.open(sink, stream)
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
+        return self._backend.open(sink, stream, budget)
+
+    def accept(self, node: Node) -> None:
+        self._backend.accept(node)
 
     def stats(self) -> dict[str, Any]:
         """The runtime's counters. Raises RuntimeLost, BackendError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,17 +19,19 @@ import zmq.auth
 import zmq.auth.asyncio
 
 from branchwork.lang import protocol
-from branchwork.lang.ir import Laid
-from branchwork.lang.protocol import GatewayMessage, ModelInfo, is_private
+from branchwork.lang.ir import Laid, Placed
+from branchwork.lang.protocol import Budget, GatewayMessage, ModelInfo, is_private
 from branchwork.runtime.config import ConfigError
 
+MAX_TEMPLATES = 1024  # of one connection
 PULSE = 0.5  # seconds between two signs of life to each client; a client that cannot be reached is dropped
 
 
 class Programs(Protocol):
     """What the server needs of programs.host; a program is named by its connection and the client's number."""
 
-    def open(self, connection: bytes, program: int, stream: bool) -> None: ...
+    def open(self, connection: bytes, program: int, stream: bool, budget: Budget | None) -> None: ...
+    def start(self, connection: bytes, program: int, nodes: Sequence[Placed], arguments: Sequence[str]) -> None: ...
     def feed(self, connection: bytes, program: int, branch: int, nodes: tuple[Laid, ...]) -> None: ...
     def cancel(self, connection: bytes, program: int, branch: int | None) -> None: ...
     def close(self, connection: bytes, program: int) -> None: ...
@@ -76,6 +79,7 @@ class Server:
         self._token = token
         self._greeted: dict[bytes, bool] = {}  # connection -> has been welcomed
         self._under_way: dict[bytes, int] = {}  # connection -> nodes it may not send more of
+        self._templates: dict[bytes, dict[int, tuple[Placed, ...]]] = {}
         self._programs: Programs | None = None
         self._model: ModelInfo | None = None
         self._window = 0
@@ -136,7 +140,11 @@ class Server:
         elif not self._greeted.get(connection) or self._programs is None:
             self._refuse_one(connection, "no_hello", "the first message of a connection must be a Hello")
         elif isinstance(message, protocol.Open):
-            self._programs.open(connection, message.program, message.stream)
+            self._programs.open(connection, message.program, message.stream, message.budget)
+        elif isinstance(message, protocol.Start):
+            self._start(self._programs, connection, message)
+        elif isinstance(message, protocol.Forget):
+            self._templates.get(connection, {}).pop(message.template, None)
         elif isinstance(message, protocol.Nodes):
             self._feed(self._programs, connection, message)
         elif isinstance(message, protocol.Cancel):
@@ -149,15 +157,39 @@ class Server:
             task.add_done_callback(self._asks.discard)
 
     def _feed(self, programs: Programs, connection: bytes, message: protocol.Nodes) -> None:
-        under_way = self._under_way.get(connection, 0) + len(message.nodes)
-        if under_way > 2 * self._window:  # an honest client never comes here: it waits for credit
-            self._refuse_one(connection, "window", f"{under_way} nodes under way; this runtime allows {self._window}")
+        if not self._book(connection, len(message.nodes)):
             return
-        self._under_way[connection] = under_way
         try:
             programs.feed(connection, message.program, message.branch, message.nodes)
         except ValueError as error:
             self._refuse_one(connection, "bad_message", str(error))
+
+    def _start(self, programs: Programs, connection: bytes, message: protocol.Start) -> None:
+        templates = self._templates.setdefault(connection, {})
+        if message.define:
+            if len(templates) >= MAX_TEMPLATES:
+                text = f"{len(templates)} templates; this runtime keeps {MAX_TEMPLATES} a connection"
+                self._refuse_one(connection, "templates", text)
+                return
+            templates[message.template] = message.define
+        nodes = templates.get(message.template, ())
+        if len(nodes) != message.size:
+            text = f"template {message.template} has {len(nodes)} nodes here, not {message.size}; define it first"
+            self._refuse_one(connection, "bad_message", text)
+        elif self._book(connection, len(nodes)):
+            try:
+                programs.open(connection, message.program, message.stream, message.budget)
+                programs.start(connection, message.program, nodes, message.arguments)
+            except (ValueError, IndexError) as error:
+                self._refuse_one(connection, "bad_message", str(error))
+
+    def _book(self, connection: bytes, nodes: int) -> bool:
+        under_way = self._under_way.get(connection, 0) + nodes
+        if under_way > 2 * self._window:  # an honest client never comes here: it waits for credit
+            self._refuse_one(connection, "window", f"{under_way} nodes under way; this runtime allows {self._window}")
+            return False
+        self._under_way[connection] = under_way
+        return True
 
     async def _ask(self, programs: Programs, connection: bytes, message: protocol.Ask) -> None:
         if message.what == "shutdown":
@@ -196,6 +228,7 @@ class Server:
     def _forget(self, connection: bytes) -> None:
         self._greeted.pop(connection, None)
         self._under_way.pop(connection, None)
+        self._templates.pop(connection, None)
         if self._programs is not None:
             self._programs.drop(connection)
 

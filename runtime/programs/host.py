@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from branchwork.lang import machine, protocol
+from branchwork.lang.budget import Spending
 from branchwork.lang.constraint import ConstraintError, capture_names, check
-from branchwork.lang.ir import Fork, Gen, Laid
-from branchwork.lang.machine import Call, Reply
-from branchwork.lang.protocol import ChatFrames
+from branchwork.lang.ir import Fill, Fork, Gen, Image, Laid, Placed, Select, Video, filled
+from branchwork.lang.machine import Call, Dropped, Reply
+from branchwork.lang.protocol import Budget, ChatFrames
 from branchwork.lang.transcript import Branch, NodeFailed, Segment
 from branchwork.runtime import wire
 from branchwork.runtime.programs.branches import Transcript
@@ -28,7 +29,9 @@ Emit = Callable[[bytes, protocol.GatewayMessage], None]
 class Session:
     """One program of one connection."""
 
-    def __init__(self, connection: bytes, program: int, frames: ChatFrames, stream: bool) -> None:
+    def __init__(
+        self, connection: bytes, program: int, frames: ChatFrames, stream: bool, budget: Budget | None = None
+    ) -> None:
         self.connection = connection
         self.program = program
         self.stream = stream
@@ -36,6 +39,8 @@ class Session:
         self.parents: dict[int, int] = {}  # branch -> the one it was forked from
         self.transcripts: dict[int, Transcript] = {0: Transcript()}
         self.samples: dict[int, list[Sample]] = {}  # call -> its samples
+        self.spending = Spending(budget) if budget is not None else None
+        self.clock: asyncio.TimerHandle | None = None
 
     def transcript(self, number: int) -> Transcript:
         """The branch's transcript; a fork's begins as its parent's was at the fork."""
@@ -68,27 +73,55 @@ class Host:
 
     # --- what connections ask
 
-    def open(self, connection: bytes, program: int, stream: bool) -> None:
-        self._sessions[connection, program] = Session(connection, program, self._frames, stream)
+    def open(self, connection: bytes, program: int, stream: bool, budget: Budget | None = None) -> None:
+        session = Session(connection, program, self._frames, stream, budget)
+        self._sessions[connection, program] = session
+        if budget is not None and budget.seconds is not None:
+            session.clock = asyncio.get_running_loop().call_later(budget.seconds, self._over_budget, session)
+
+    def start(self, connection: bytes, program: int, nodes: Sequence[Placed], arguments: Sequence[str]) -> None:
+        """A whole program that has just been opened."""
+        session = self._sessions[connection, program]
+        for branch, laid in filled(nodes, arguments):
+            self._note(session, branch, laid)
+        self._execute(session, session.machine.settle())
 
     def feed(self, connection: bytes, program: int, branch: int, nodes: tuple[Laid, ...]) -> None:
         session = self._sessions.get((connection, program))
         if session is None:  # closed or cancelled while these were on their way: the credit goes back
             self._emit(connection, protocol.Credit(len(nodes)))
             return
-        session.machine.feed(branch, nodes)
         for laid in nodes:
-            if isinstance(laid.node, Gen) and laid.node.constraint is not None:
+            self._note(session, branch, laid)
+        self._execute(session, session.machine.settle())
+
+    def _note(self, session: Session, branch: int, laid: Laid) -> None:
+        """Queue a node, and fail it when it can be seen by now that it must not run."""
+        session.machine.feed(branch, (laid,))
+        wrong = self._wrong(session, branch, laid.node)
+        if wrong is not None:
+            session.machine.fail_node(branch, laid.id, *wrong)
+
+    def _wrong(self, session: Session, branch: int, node: Any) -> tuple[str, str] | None:
+        """Code and message for a node that this runtime does not execute."""
+        match node:
+            case Gen(constraint=constraint) if constraint is not None:
                 try:
-                    check(laid.node.constraint)
+                    check(constraint)
                 except ConstraintError as error:
-                    session.machine.fail_node(branch, laid.id, error.code, str(error))
-            if isinstance(laid.node, Fork):
-                session.parents.update(dict.fromkeys(laid.node.children, branch))
+                    return error.code, str(error)
+            case Select(choices=choices) if not all(choices) or not choices or len(set(choices)) < len(choices):
+                return "bad_choices", f"the choices of a select must be texts that differ, got {list(choices)!r}"
+            case Fill():
+                return "bad_message", "a hole for an argument stands outside a template"
+            case Image() | Video():
+                return "no_pictures", "this model reads text only"
+            case Fork(children):
+                session.parents.update(dict.fromkeys(children, branch))
                 if len(session.parents) >= self._max_branches:
                     text = f"{len(session.parents) + 1} branches; this runtime allows {self._max_branches} a program"
-                    session.machine.fail_node(branch, laid.id, "too_many_branches", text)
-        self._execute(session, session.machine.settle())
+                    return "too_many_branches", text
+        return None
 
     def cancel(self, connection: bytes, program: int, branch: int | None) -> None:
         session = self._sessions.get((connection, program))
@@ -99,14 +132,24 @@ class Host:
     def close(self, connection: bytes, program: int) -> None:
         session = self._sessions.pop((connection, program), None)
         if session is not None:
-            self._stop(session, session.machine.close())
+            self._end(session)
             self._credit(session, session.machine.advance())
 
     def drop(self, connection: bytes) -> None:
         """The connection has gone: all its programs end, all their leases are freed."""
         for key in [key for key in self._sessions if key[0] == connection]:
-            session = self._sessions.pop(key)
-            self._stop(session, session.machine.close())
+            self._end(self._sessions.pop(key))
+
+    def _end(self, session: Session) -> None:
+        if session.clock is not None:
+            session.clock.cancel()
+        self._stop(session, session.machine.close())
+
+    def _over_budget(self, session: Session) -> None:
+        """A program's time may be up, or its tokens used: then whatever is not done of it fails."""
+        if session.spending is not None and (why := session.spending.exceeded()):
+            self._stop(session, session.machine.cancel(None, "budget", why))
+            self._advance(session)
 
     async def ask(self, what: str) -> dict[str, float | int | str]:
         """stats, flush_cache or check of the engine, with the gateway's own counts. Raises ValueError, TimeoutError."""
@@ -185,6 +228,8 @@ class Host:
             for output in outputs:
                 if isinstance(output, Call):
                     self._call(session, output)
+                elif isinstance(output, Dropped):
+                    self._stop(session, output.calls)
                 elif isinstance(output, NodeFailed):
                     if output.code != "branch_failed":  # the client's own machine draws these consequences
                         failed = protocol.Failed(
@@ -199,15 +244,19 @@ class Host:
             outputs = session.machine.advance()
 
     def _credit(self, session: Session, outputs: Sequence[machine.Output]) -> None:
-        executed = sum(not isinstance(output, Call) for output in outputs)
+        executed = sum(not isinstance(output, (Call, Dropped)) for output in outputs)
         if executed:
             self._emit(session.connection, protocol.Credit(executed))
 
     def _call(self, session: Session, call: Call) -> None:
-        if call.kind == "select":
-            self._select(session, call)
+        admitted = call if session.spending is None else session.spending.admit(call)
+        if admitted is None:
+            assert session.spending is not None
+            session.machine.fail(call.id, "budget", session.spending.spent())
+        elif call.kind == "select":
+            self._select(session, admitted)
         else:
-            self._gen(session, call)
+            self._gen(session, admitted)
 
     def _gen(self, session: Session, call: Call) -> None:
         assert call.params is not None
@@ -222,6 +271,7 @@ class Host:
             session.machine.fail(call.id, "context_length", f"{text} with at least one new token")
         else:
             early = call.params.n == 1 and bool(capture_names(call.constraint))  # captures are told as they close
+            counted = session.spending is not None
             messages = submits(
                 call.params,
                 call.constraint,
@@ -229,7 +279,7 @@ class Host:
                 self._next,
                 eos=self._eos,
                 room=room,
-                stream=session.stream or early,
+                stream=session.stream or early or counted,
             )
             self._next += len(messages)
             session.samples[call.id] = [Sample(message, self._texts) for message in messages]

@@ -209,7 +209,10 @@ def test_a_finished_program_is_closed_and_a_dropped_one_too(gateway: FakeGateway
     assert state["x"] == ""
 
 
-def test_laying_blocks_at_the_window_and_goes_on_with_credit(endpoint: str) -> None:
+def test_laying_blocks_past_what_may_be_unsent_and_goes_on_with_credit(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "UNSENT", 4)
     gateway = FakeGateway(endpoint, window=8)
     gateway.held.set()
     backend = bw.connect(endpoint)
@@ -221,9 +224,9 @@ def test_laying_blocks_at_the_window_and_goes_on_with_credit(endpoint: str) -> N
             laid.append(i)
 
     state = bw.function(body).stream(backend=backend)
-    eventually(lambda: len(laid) == 8)
+    eventually(lambda: len(laid) == 12)  # 8 under way, 4 unsent
     time.sleep(0.1)
-    assert len(laid) == 8
+    assert len(laid) == 12
     gateway.held.clear()
     state.sync()
     assert len(laid) == 40 and gateway.peak <= 8

@@ -1,0 +1,58 @@
+"""What a program may use, and how much of it is gone.
+
+Knows: tokens, seconds. Must not know: who counts them, who stops the program.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from branchwork.lang.calls import Call
+from branchwork.lang.protocol import Budget
+
+SLACK = 1e-3  # seconds that a timer may come early
+
+
+class Spending:
+    """One program's account, from its opening on."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._since = time.monotonic()
+        self.tokens = 0
+
+    def spend(self, tokens: int) -> None:
+        self.tokens += tokens
+
+    def admit(self, call: Call) -> Call | None:
+        """The call with no more tokens than are left; None when there are none. A select generates nothing."""
+        if self._budget.tokens is None or call.kind != "gen":
+            return call
+        left = self._budget.tokens - self.tokens
+        if left <= 0:
+            return None
+        least = min(call.params.min_tokens, left)
+        capped = msgspec.structs.replace(call.params, max_tokens=min(call.params.max_tokens, left), min_tokens=least)
+        return msgspec.structs.replace(call, params=capped)
+
+    def exceeded(self) -> str:
+        """Why the program has to stop, "" while it need not: the limit and the figure."""
+        used = time.monotonic() - self._since
+        if self._budget.tokens is not None and self.tokens > self._budget.tokens:
+            return self.spent()
+        if self._budget.seconds is not None and used >= self._budget.seconds - SLACK:
+            return f"the program ran {used:.2f} s, its budget is {self._budget.seconds:g} s"
+        return ""
+
+    def spent(self) -> str:
+        return f"the program generated {self.tokens} tokens, its budget is {self._budget.tokens}"
+
+
+def checked(budget: Budget) -> Budget:
+    """Raises ValueError for a limit that allows nothing."""
+    for name, limit in (("tokens", budget.tokens), ("seconds", budget.seconds)):
+        if limit is not None and limit <= 0:
+            raise ValueError(f"a budget of {limit!r} {name} allows nothing; give a positive number or None")
+    return budget
