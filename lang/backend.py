@@ -73,7 +73,7 @@ class Session(Protocol):
         """
 
     def start(self, template: Template, arguments: Sequence[str]) -> None:
-        """Take all nodes of a template at once, with its arguments filled in. Nothing else has been laid, nor will be."""
+        """Take all nodes of a template at once, with its arguments filled in. Nothing else is laid, before or later."""
 
     def cancel(self, branch: int | None) -> None: ...
 

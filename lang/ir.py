@@ -166,22 +166,8 @@ class Seq(Node, frozen=True, tag="seq"):
     items: tuple[Any, ...] = ()
 
 
-Sent = (
-    Text
-    | Ref
-    | Gen
-    | Select
-    | RoleBegin
-    | RoleEnd
-    | ScopeBegin
-    | ScopeEnd
-    | SetVar
-    | Fork
-    | Join
-    | Fill
-    | Image
-    | Video
-)
+Said = Text | Ref | Gen | Select | Image | Video | Fill
+Sent = Said | RoleBegin | RoleEnd | ScopeBegin | ScopeEnd | SetVar | Fork | Join
 
 
 class Laid(msgspec.Struct, frozen=True, array_like=True):

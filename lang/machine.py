@@ -28,9 +28,8 @@ __all__ = ["Call", "Dropped", "NodeDone", "Output", "Program", "Reply"]
 
 Output = Call | Dropped | NodeDone | NodeFailed
 JOIN_MODES = ("gather_variable", "concate_and_append", *race.MODES)
-WHOLE = frozenset(
-    {"cancelled", "closed", "runtime_lost", "outrun", "budget"}
-)  # codes that every node of a stopped branch carries itself
+# codes that every node of a stopped branch carries itself
+WHOLE = frozenset({"cancelled", "closed", "runtime_lost", "outrun", "budget"})
 
 
 class Program:

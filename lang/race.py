@@ -40,11 +40,8 @@ def _first(count: int, children: Sequence[Standing]) -> list[int] | None:
         return done[:count]
     failed = [child.failed for child in children if child.failed is not None]
     if len(children) - len(failed) < count:
-        raise Refusal(
-            "race_lost",
-            f"{len(failed)} of {len(children)} branches failed, so {count} cannot be done any more",
-            failed[0],
-        )
+        text = f"{len(failed)} of {len(children)} branches failed, so {count} of them cannot be done any more"
+        raise Refusal("race_lost", text, failed[0])
     return None
 
 
@@ -56,7 +53,6 @@ def _majority(children: Sequence[Standing]) -> list[int] | None:
         return None
     if not ranked:
         failed = [child.failed for child in children if child.failed is not None]
-        raise Refusal(
-            "race_lost", "no branch came to an answer, so there is no majority", failed[0] if failed else None
-        )
+        text = "no branch came to an answer, so there is no majority"
+        raise Refusal("race_lost", text, failed[0] if failed else None)
     return [index for index in sorted(votes) if votes[index] == ranked[0][0]]

@@ -20,7 +20,8 @@ Value = Any  # str, or a list of values (n samples, variables gathered by a join
 class Segment(msgspec.Struct, frozen=True):
     """A piece of a transcript, made by node `node` (which may be another branch's, after a fork or a join).
 
-    origin: literal | frame | gen | select | image (no text: see Branch.pictures). special: the text may contain the model's special tokens (frames, and
+    origin: literal | frame | gen | select | image (no text: see Branch.pictures).
+    special: the text may contain the model's special tokens (frames, and
     literals outside any role); never for text inside a role, for generated text, or for the text of a Ref.
     """
 

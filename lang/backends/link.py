@@ -149,7 +149,7 @@ class Link:
         self._make_room(len(nodes))
         self.put(Nodes(program, branch, tuple(nodes)))
 
-    def start(
+    def launch(
         self, program: int, template: Template, arguments: Sequence[str], stream: bool, budget: Budget | None
     ) -> None:
         """Send a whole program; its template goes along the first time."""

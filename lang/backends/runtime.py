@@ -91,7 +91,7 @@ class _RuntimeSession:
 
     def start(self, template: Template, arguments: Sequence[str]) -> None:
         self._begun = True
-        self._link.start(self._program, template, arguments, self._stream, self._budget)
+        self._link.launch(self._program, template, arguments, self._stream, self._budget)
 
     def cancel(self, branch: int | None) -> None:
         self._link.put(Cancel(self._program, branch))
