@@ -89,8 +89,11 @@ class Backend(Protocol):
     def model(self) -> Any:
         """The model's name, or its protocol.ModelInfo."""
 
-    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
-        """Begin a program. Deltas are wanted only when `stream`; Done comes in any case."""
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None, speculate: int | None = None) -> Session:
+        """Begin a program. Deltas are wanted only when `stream`; Done comes in any case.
+
+        speculate: where each gen is a call that costs, one call of so many tokens may answer several gens of a turn.
+        """
 
     def accept(self, node: Node) -> None:
         """Raises CapabilityError for a node that this backend cannot execute as it is written. Asked at each lay."""
@@ -116,7 +119,7 @@ class LocalBackend:
         self.frames = frames or ChatFrames()
         self.execute = execute
 
-    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None, speculate: int | None = None) -> Session:
         return _LocalSession(self.execute, self.frames, sink, stream, budget)
 
     def accept(self, node: Node) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class Record:
     source: str
     chunks: list[Chunk] = field(default_factory=list)
     meta: tuple[dict[str, Any], ...] = ()
+    laid_s: float = -1.0  # seconds after the program began; -1: not yet
+    done_s: float = -1.0
 
     def describe(self) -> str:
         name = getattr(self.node, "name", None)
@@ -52,9 +55,9 @@ class Record:
         return ("turn" if turn else type(self.node).__name__.lower()) + (f" {name!r}" if name else "")
 
 
-def record(branch: int, node: ir.Node, source: str) -> Record:
+def _record(branch: int, node: ir.Node, source: str, now: float) -> Record:
     given = node.given if isinstance(node, (ir.Gen, ir.Select)) else None
-    return Record(branch, node, source, meta=() if given is None else given.meta)
+    return Record(branch, node, source, meta=() if given is None else given.meta, laid_s=now)
 
 
 @dataclass(slots=True)
@@ -70,10 +73,13 @@ class Body:
 class LiveProgram:
     """stream: text is wanted piece by piece. Dropping the last reference cancels what still runs."""
 
-    def __init__(self, backend: Backend, stream: bool = False, budget: Budget | None = None) -> None:
+    def __init__(
+        self, backend: Backend, stream: bool = False, budget: Budget | None = None, speculate: int | None = None
+    ) -> None:
         self.backend = backend  # must not be dropped while a program runs on it
         self.machine = Program(backend.frames, decides=False)
         self.changed = threading.Condition()
+        self.began = time.monotonic()
         self.version = 0  # goes up with every change, so that nobody who waits can miss one
         self.records: dict[int, Record] = {}
         self.body = Body()
@@ -81,7 +87,7 @@ class LiveProgram:
         self._branches = 1
         self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._pid = os.getpid()
-        self._session = backend.open(_weak_sink(self), stream, budget)
+        self._session = backend.open(_weak_sink(self), stream, budget, speculate)
         self._finalizer = weakref.finalize(self, self._session.close)
         self._finalizer.atexit = False
 
@@ -108,7 +114,8 @@ class LiveProgram:
                     )
                 first = len(self.records)
                 laid = [ir.Laid(first + index, ir.bare(node)) for index, node in enumerate(nodes)]
-                self.records.update({first + i: record(branch, node, source) for i, node in enumerate(nodes)})
+                now = time.monotonic() - self.began
+                self.records.update({first + i: _record(branch, node, source, now) for i, node in enumerate(nodes)})
                 self.machine.objects.update({first + index: value for index, value in (objects or {}).items()})
                 self.machine.feed(branch, laid)
                 self._changed()
@@ -126,8 +133,9 @@ class LiveProgram:
         with self._laying:
             with self.changed:
                 self._branches = template.branches
+                now = time.monotonic() - self.began
                 for branch, laid in ir.filled(template.nodes, arguments):
-                    self.records[laid.id] = record(branch, laid.node, template.sources[laid.id])
+                    self.records[laid.id] = _record(branch, laid.node, template.sources[laid.id], now)
                     self.machine.feed(branch, (ir.Laid(laid.id, ir.bare(laid.node)),))
                 self._changed()
             self._session.start(template, arguments)
@@ -228,6 +236,7 @@ class LiveProgram:
                     call = self.machine.under_way(event.branch)
                     if call is not None and call.node == node:
                         self.records[node].meta = event.meta
+                        self.records[node].done_s = time.monotonic() - self.began
                         self.machine.reply(call.id, Reply(event.values, event.meta, event.captures))
                 case Captured(node=node) if node in self.records:
                     call = self.machine.under_way(event.branch)

@@ -51,7 +51,7 @@ class RuntimeBackend:
     def frames(self) -> ChatFrames:
         return self.model.frames
 
-    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None, speculate: int | None = None) -> Session:
         """Raises RuntimeLost when the connection is over."""
         return _RuntimeSession(self._link, self._link.open(sink), stream, budget)
 
@@ -195,8 +195,8 @@ class Runtime:
     def pid(self) -> int:
         return self._process.pid
 
-    def open(self, sink: Sink, stream: bool, budget: Budget | None = None) -> Session:
-        return self._backend.open(sink, stream, budget)
+    def open(self, sink: Sink, stream: bool, budget: Budget | None = None, speculate: int | None = None) -> Session:
+        return self._backend.open(sink, stream, budget, speculate)
 
     def accept(self, node: Node) -> None:
         self._backend.accept(node)
