@@ -25,13 +25,17 @@ class Shape(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stops(msgspec.Struct, frozen=True, array_like=True):
-    """When an answer ends. strings and regexes are matched on the answer's bytes, ids on its tokens."""
+    """When an answer ends. strings and regexes are matched on the answer's bytes, ids on its tokens.
+
+    skip: first bytes of the answer in which nothing is matched, since they belong to the prompt (token healing).
+    """
 
     max_tokens: int
     min_tokens: int = 0
     strings: tuple[bytes, ...] = ()
     regexes: tuple[bytes, ...] = ()
     ids: tuple[int, ...] = ()  # stop_token_ids and, unless ignore_eos, the model's EOS ids
+    skip: int = 0
 
 
 # --- gateway to engine
@@ -99,7 +103,8 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Token counts of one request. Never preempted: reused + computed = prompt + answer - 1; less when the answer ends
-    with tokens that its constraint forced, which nobody has to compute.
+    with tokens that its constraint forced, which nobody has to compute. Times are seconds after the request's arrival
+    (once its grammar was compiled): when it was first planned, when its first token was drawn, when it ended.
     """
 
     prompt: int
@@ -107,6 +112,9 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     computed: int  # tokens run through the model for this request, prompt and answer
     diverged: int  # index of the first prompt token that was not in the tree (= prompt when all were)
     preempted: int = 0
+    queued: float = 0.0
+    first: float = 0.0
+    total: float = 0.0
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
@@ -142,6 +150,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
     The answer is the first `length` bytes of all its tokens' bytes (stop text cut off); kept: how many of the tokens
     stay in the transcript as they are (the first `kept` tokens end at or before byte `length`). closed: all captures.
+    forced: the tokens that the constraint forced, as ranges (first, after the last).
     """
 
     id: int
@@ -155,6 +164,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     prompt_scores: tuple[TokenScore, ...] = ()
     closed: tuple[tuple[str, int, int], ...] = ()
     enforced: Enforced | None = None
+    forced: tuple[tuple[int, int], ...] = ()
 
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):

@@ -37,6 +37,10 @@ class Transcript:
         self.ids += ids
         self._marks.append((segments, len(self.ids)))
 
+    def mark(self, ids: int) -> tuple[int, int]:
+        """The last boundary within the first `ids` ids, as (segments, ids)."""
+        return self._marks[bisect_right(self._marks, ids, key=lambda mark: mark[1]) - 1]
+
     def fork(self, segments: int) -> Transcript:
         """A copy as it was when the branch had `segments` segments."""
         place = bisect_right(self._marks, segments, key=lambda mark: mark[0]) - 1

@@ -5,6 +5,7 @@ Knows: SamplingParams, constraints' captures, wire messages, bytes of tokens. Mu
 
 from __future__ import annotations
 
+import itertools
 import random
 from array import array
 from collections.abc import Sequence
@@ -36,14 +37,31 @@ class Texts(Protocol):
 
 
 class Sample:
-    """One of a gen's n samples: what the engine has said of it so far."""
+    """One of a gen's n samples: what the engine has said of it so far.
 
-    __slots__ = ("_decoder", "_listed", "_shown", "_text_so_far", "_texts", "finished", "ids", "scores", "submit")
+    healed: text of the prompt with which the engine's answer begins. began: seconds after the program was opened.
+    """
 
-    def __init__(self, submit: wire.Submit, texts: Texts) -> None:
+    __slots__ = (
+        "_decoder",
+        "_listed",
+        "_shown",
+        "_text_so_far",
+        "_texts",
+        "began",
+        "finished",
+        "healed",
+        "ids",
+        "scores",
+        "submit",
+    )
+
+    def __init__(self, submit: wire.Submit, texts: Texts, healed: str = "", began: float = 0.0) -> None:
         self.submit = submit
+        self.healed = healed
+        self.began = began
         self._texts = texts
-        self._shown = 0  # characters already streamed; survives a restart of the engine
+        self._shown = len(healed)  # characters already streamed; survives a restart of the engine
         self._listed = listed_captures(submit.constraint) if submit.constraint is not None else frozenset()
         self.finished: wire.Finished | None = None
         self._begin()
@@ -54,14 +72,32 @@ class Sample:
         self.scores += event.scores
         if isinstance(event, wire.Finished):
             self.finished = event
-            return self._show(self.answer())
+            return self._show(self.healed + self.answer())
         self._text_so_far += self._decoder.feed(event.ids)
         return self._show(self._text_so_far)
 
     def answer(self) -> str:
         """The whole answer: its bytes up to where it was stopped, as text."""
         assert self.finished is not None
-        return self._bytes()[: self.finished.length].decode("utf-8", "replace")
+        return self._bytes()[len(self.healed.encode()) : self.finished.length].decode("utf-8", "replace")
+
+    @property
+    def usage(self) -> wire.Usage:
+        assert self.finished is not None
+        return self.finished.usage
+
+    def kept(self) -> tuple[list[int], str]:
+        """The ids that stay in the transcript, and what is left of the text after them: a stop may end inside a token.
+
+        Both begin with what was healed.
+        """
+        assert self.finished is not None
+        ids = self.ids[: self.finished.kept]
+        length = sum(len(self._texts.token_bytes[token]) for token in ids)
+        whole = self._bytes()[: self.finished.length]
+        if len(whole) < len(self.healed.encode()):  # it ended before the prompt was whole again
+            whole = self.healed.encode()
+        return ids, whole[length:].decode("utf-8", "replace")
 
     def closing(self, event: wire.Tokens) -> dict[str, str]:
         """Captures that an event, booked before, has closed for good. One inside a Repeat may come again: not it."""
@@ -107,7 +143,13 @@ class Sample:
             "preempted": usage.preempted,
             "seed": self.submit.shape.seed,
             "output_ids": list(self.ids),
+            "began_s": self.began,
+            **times(usage),
         }
+        if self.healed:
+            meta["healed"] = self.healed
+        if done.forced:
+            meta["forced"] = self._forced_spans(done.forced)
         if self.submit.logprobs >= 0:
             meta["output_token_logprobs"] = triples(self.scores, self._texts)
             meta["output_top_logprobs"] = tops(self.scores, self._texts)
@@ -132,6 +174,15 @@ class Sample:
             wrong = complaints(self.submit.constraint, self.answer(), self.captures())
             found |= {"valid": not wrong, "complaints": wrong}
         return found
+
+    def _forced_spans(self, forced: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Characters of the answer that were forced, as ranges."""
+        table, text = self._texts.token_bytes, self.answer()
+        ends = list(itertools.accumulate((len(table[token]) for token in self.ids), initial=-len(self.healed.encode())))
+        data = text.encode()
+        spans = [(max(ends[first], 0), min(ends[last], len(data))) for first, last in forced]
+        spans = [(a, b) for a, b in spans if a < b]
+        return [(len(data[:a].decode("utf-8", "ignore")), len(data[:b].decode("utf-8", "ignore"))) for a, b in spans]
 
     def _bytes(self) -> bytes:
         table = self._texts.token_bytes
@@ -158,8 +209,12 @@ def submits(
     eos: Sequence[int],
     room: int,
     stream: bool,
+    skip: int = 0,
 ) -> list[wire.Submit]:
-    """One Submit per sample. room: tokens left in the context; longer answers end there with reason length."""
+    """One Submit per sample. room: tokens left in the context; longer answers end there with reason length.
+
+    skip: bytes at the beginning that are prompt, not answer.
+    """
     seed = params.seed if params.seed is not None else _FRESH.getrandbits(62)
     ends = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *eos)
     stops = wire.Stops(
@@ -168,6 +223,7 @@ def submits(
         strings=tuple(text.encode() for text in params.stop),
         regexes=tuple(pattern.encode() for pattern in params.stop_regex),
         ids=tuple(ends),
+        skip=skip,
     )
     packed = pack(ids)
     return [
@@ -190,7 +246,7 @@ def submits(
             logprob_start=params.logprob_start,
             stream=stream and number == 0,
             constraint=constraint,
-            jump=params.jump_forward,
+            jump="off" if skip else params.jump_forward,  # forced text would heal nothing
         )
         for number in range(params.n)
     ]
@@ -207,6 +263,11 @@ def complaints(constraint: Constraint, text: str, captures: dict[str, Any]) -> l
             wrongs = [complaint(part.part.schema, one) for one in (texts if isinstance(texts, list) else [texts])]
             found += [f"{part.name}: {wrong}" for wrong in wrongs if wrong]
     return found
+
+
+def times(usage: wire.Usage) -> dict[str, float]:
+    """Seconds from arrival at the engine to being planned, to the first token, to the end."""
+    return {"queued_s": usage.queued, "first_s": usage.first, "total_s": usage.total}
 
 
 def pack(ids: Sequence[int]) -> bytes:

@@ -6,9 +6,12 @@ Knows: machine, transcripts, wire. Must not know: sockets, tokenizers' insides, 
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from branchwork.lang import machine, protocol
 from branchwork.lang.budget import Spending
@@ -16,8 +19,9 @@ from branchwork.lang.constraint import ConstraintError, capture_names, check
 from branchwork.lang.ir import Fill, Fork, Gen, Image, Laid, Placed, Select, Video, filled
 from branchwork.lang.machine import Call, Dropped, Reply
 from branchwork.lang.protocol import Budget, ChatFrames
-from branchwork.lang.transcript import Branch, NodeFailed, Segment
+from branchwork.lang.transcript import NodeFailed
 from branchwork.runtime import wire
+from branchwork.runtime.programs import seams
 from branchwork.runtime.programs.branches import Transcript
 from branchwork.runtime.programs.gens import Sample, Texts, submits
 from branchwork.runtime.programs.selects import Selection
@@ -39,6 +43,8 @@ class Session:
         self.parents: dict[int, int] = {}  # branch -> the one it was forked from
         self.transcripts: dict[int, Transcript] = {0: Transcript()}
         self.samples: dict[int, list[Sample]] = {}  # call -> its samples
+        self.opened = time.monotonic()
+        self.given: dict[int, bytes] = {}  # node -> ids of an answer that came with it
         self.spending = Spending(budget) if budget is not None else None
         self.clock: asyncio.TimerHandle | None = None
 
@@ -98,6 +104,8 @@ class Host:
     def _note(self, session: Session, branch: int, laid: Laid) -> None:
         """Queue a node, and fail it when it can be seen by now that it must not run."""
         session.machine.feed(branch, (laid,))
+        if isinstance(laid.node, (Gen, Select)) and laid.node.given is not None and laid.node.given.ids:
+            session.given[laid.id] = laid.node.given.ids
         wrong = self._wrong(session, branch, laid.node)
         if wrong is not None:
             session.machine.fail_node(branch, laid.id, *wrong)
@@ -210,11 +218,14 @@ class Host:
             self._fail(session, call, event)
         elif isinstance(event, wire.Finished) and isinstance(work, Sample):
             text = work.take(event)
+            if session.spending is not None:
+                session.spending.spend(len(event.ids))
             if session.stream and work.submit.stream:
                 self._show(session, call, text)
             self._gen_done(session, call)
         elif isinstance(event, wire.Scored) and isinstance(work, Selection):
             self._select_done(session, call, work, event)
+        self._over_budget(session)
         self._advance(session)
 
     # --- executing calls
@@ -261,13 +272,26 @@ class Host:
     def _gen(self, session: Session, call: Call) -> None:
         assert call.params is not None
         branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
-        ids = self._texts.encode(transcript.pending(branch))
-        transcript.commit(ids if transcript.ids else self._texts.begin(ids), len(branch.segments))
-        room = self._context - len(transcript.ids)
-        if not transcript.ids:
-            session.machine.fail(call.id, "empty_prompt", "there is no text before this gen; append a prompt first")
+        seams.settle(transcript, branch, session.given, self._texts)
+        pending = transcript.pending(branch)
+        ids = self._texts.encode(pending)
+        ids = ids if transcript.ids else self._texts.begin(ids)
+        healed = ""
+        if call.params.heal:
+            ids, healed = seams.healed(ids, pending[-1] if pending else None, self._texts)
+            call = (
+                msgspec.structs.replace(call, constraint=seams.begun_with(healed, call.constraint)) if healed else call
+            )
+        if not healed:  # otherwise the seam is no boundary of ids: they are committed with the answer
+            transcript.commit(ids, len(branch.segments))
+            ids = []
+        prompt = [*transcript.ids, *ids]
+        room = self._context - len(prompt)
+        if not prompt:
+            text = "there is no text before this gen; append a prompt first"
+            session.machine.fail(call.id, "empty_prompt", text)
         elif room < 1:
-            text = f"the text before this gen has {len(transcript.ids)} tokens; the context holds {self._context}"
+            text = f"the text before this gen has {len(prompt)} tokens; the context holds {self._context}"
             session.machine.fail(call.id, "context_length", f"{text} with at least one new token")
         else:
             early = call.params.n == 1 and bool(capture_names(call.constraint))  # captures are told as they close
@@ -275,28 +299,35 @@ class Host:
             messages = submits(
                 call.params,
                 call.constraint,
-                transcript.ids,
+                prompt,
                 self._next,
                 eos=self._eos,
                 room=room,
                 stream=session.stream or early or counted,
+                skip=len(healed.encode()),
             )
             self._next += len(messages)
-            session.samples[call.id] = [Sample(message, self._texts) for message in messages]
+            began = time.monotonic() - session.opened
+            session.samples[call.id] = [Sample(message, self._texts, healed, began) for message in messages]
             for sample in session.samples[call.id]:
                 self._under_way[sample.submit.id] = (session, call, sample)
                 self._to_engine(sample.submit)
 
     def _select(self, session: Session, call: Call) -> None:
         branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
+        seams.settle(transcript, branch, session.given, self._texts)
         pending = transcript.pending(branch)
-        encoded = [self._texts.encode([*pending, _literal(branch, text)]) for text in call.choices]
+        encoded = [
+            self._texts.encode([*pending, seams.Segment(text, "literal", -1, branch.role is None)])
+            for text in call.choices
+        ]
         if not transcript.ids:
             encoded = [self._texts.begin(ids) for ids in encoded]
         if not transcript.ids and not pending:
             session.machine.fail(call.id, "empty_prompt", "there is no text before this select; append a prompt first")
             return
         selection = Selection(call.choices, call.method, transcript.ids, encoded, self._texts)
+        selection.began = time.monotonic() - session.opened
         number = self._number()
         self._under_way[number] = (session, call, selection)
         self._to_engine(selection.score(number, self._texts.neutral))
@@ -306,24 +337,25 @@ class Host:
         if any(sample.finished is None for sample in samples):
             return
         del session.samples[call.id]
-        first = samples[0]
-        assert first.finished is not None
-        kept = first.ids[: first.finished.kept]
-        table = self._texts.token_bytes
-        length = sum(len(table[i]) for i in kept)
-        rest = b"".join(table[i] for i in first.ids)[length : first.finished.length].decode("utf-8", "replace")
+        branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
         texts = tuple(sample.answer() for sample in samples)
         captures = samples[0].captures() if len(samples) == 1 else _by_name(sample.captures() for sample in samples)
-        session.machine.reply(call.id, Reply(texts, tuple(sample.meta() for sample in samples), captures))
-        branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
-        # a stop may end inside a token: what is left of that token is text like any other
-        tail = self._texts.encode([_literal(branch, rest)]) if rest else []
-        transcript.commit([*kept, *tail], len(branch.segments))
+        prompt = seams.unpack(samples[0].submit.ids)
+        meta = [s.meta() | seams.reuse(branch, transcript, prompt, s.usage, self._texts) for s in samples]
+        session.machine.reply(call.id, Reply(texts, tuple(meta), captures))
+        if call.reasoning is not None:
+            return  # the text that stays is another one: it becomes ids when it is needed
+        kept, rest = samples[0].kept()
+        tail = self._texts.encode([seams.plain(rest)]) if rest else []
+        before = prompt[len(transcript.ids) :]  # of a healed seam
+        transcript.commit([*before, *kept, *tail], len(branch.segments))
 
     def _select_done(self, session: Session, call: Call, selection: Selection, event: wire.Scored) -> None:
         index, meta = selection.decide(event)
-        session.machine.reply(call.id, Reply((call.choices[index],), (meta,)))
         branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
+        prompt = [*transcript.ids, *selection.encoded[index]]
+        meta |= seams.reuse(branch, transcript, prompt, event.usage, self._texts) | {"began_s": selection.began}
+        session.machine.reply(call.id, Reply((call.choices[index],), (meta,)))
         transcript.commit(selection.encoded[index], len(branch.segments))
 
     def _fail(self, session: Session, call: Call, event: wire.Failed) -> None:
@@ -336,6 +368,9 @@ class Host:
     def _shown(self, session: Session, call: Call, sample: Sample, event: wire.Tokens) -> None:
         """New tokens: their text for those who stream, and the captures that they close."""
         text = sample.take(event)
+        if session.spending is not None:
+            session.spending.spend(len(event.ids))
+            self._over_budget(session)
         if session.stream:
             self._show(session, call, text)
         for name, value in sample.closing(event).items():
@@ -368,7 +403,3 @@ def _by_name(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
     every = list(samples)
     names = dict.fromkeys(name for captures in every for name in captures)
     return {name: [captures.get(name) for captures in every] for name in names}
-
-
-def _literal(branch: Branch, text: str) -> Segment:
-    return Segment(text, "literal", -1, branch.role is None)

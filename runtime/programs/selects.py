@@ -14,7 +14,7 @@ from typing import Any
 
 from branchwork.lang import choices
 from branchwork.runtime import wire
-from branchwork.runtime.programs.gens import Texts, pack, triples
+from branchwork.runtime.programs.gens import Texts, pack, times, triples
 
 
 class Selection:
@@ -28,6 +28,7 @@ class Selection:
         self, options: Sequence[str], method: str, base: Sequence[int], encoded: list[list[int]], texts: Texts
     ) -> None:
         self.encoded = encoded
+        self.began = 0.0  # seconds after the program was opened
         self._texts = texts
         self._ways_on = [_ways_on(option, options, texts) for option in options] if method == choices.exact else []
         self._options = options
@@ -67,6 +68,7 @@ class Selection:
             "cached_tokens": usage.reused,
             "computed_tokens": usage.computed,
             "diverged_at": usage.diverged,
+            **times(usage),
         }
         if self._method == choices.exact:
             meta["probabilities"] = [math.exp(score) for score in normalized]

@@ -14,6 +14,7 @@ preempted in it.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import msgspec
@@ -258,7 +259,7 @@ class Planner:
         request.lease, request.goal, request.computed = lease, goal, lease.matched
         first = request.options is None or request.options.column == 0
         if first and spend.diverged < 0:
-            spend.diverged, spend.reused = diverged, lease.matched
+            spend.diverged, spend.reused, spend.admitted = diverged, lease.matched, time.monotonic()
         return True
 
     def _pages(self, tokens: int) -> int:

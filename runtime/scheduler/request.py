@@ -10,6 +10,7 @@ Knows: ids, leases, stops. Must not know: other requests, budgets, tensors.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,9 +33,14 @@ class Spend:
     computed: int = 0
     diverged: int = -1  # -1: never admitted
     preempted: int = 0
+    arrived: float = field(default_factory=time.monotonic)
+    admitted: float = 0.0
+    drew: float = 0.0
 
     def usage(self) -> Usage:
-        return Usage(self.prompt, self.reused, self.computed, max(self.diverged, 0), self.preempted)
+        now = time.monotonic()
+        times = [max(at - self.arrived, 0.0) for at in (self.admitted or now, self.drew or now, now)]
+        return Usage(self.prompt, self.reused, self.computed, max(self.diverged, 0), self.preempted, *times)
 
 
 class Answer:
@@ -50,7 +56,7 @@ class Answer:
         self.grammar = grammar
         self.matcher = None if grammar is None else grammar.start()
         self.draft: list[int] = []
-        self.forced = 0  # guesses of drafts that came true
+        self.forced: list[tuple[int, int]] = []  # answer tokens that the grammar forced, as ranges
         self._closed: list[tuple[str, int, int]] = []
         self.prompt_scores: list[TokenScore] = []
         self.penalised = (shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty) != (0.0, 0.0, 1.0)
@@ -83,11 +89,19 @@ class Answer:
             self.draft = forced
             return None
         for token in forced:
-            self.forced += 1
+            self.note_forced()
             known.append(token)
             if (ending := self.take(token, None)) is not None:
                 return ending
         return None
+
+    def note_forced(self) -> None:
+        """The token that is taken next was forced."""
+        at = self.stops.tokens
+        if self.forced and self.forced[-1][1] == at:
+            self.forced[-1] = (self.forced[-1][0], at + 1)
+        else:
+            self.forced.append((at, at + 1))
 
     def news(self) -> Tokens | None:
         """The tokens that may be sent by now, once, and the captures that have closed within them."""
@@ -120,6 +134,7 @@ class Answer:
             tuple(self.prompt_scores),
             captures,
             self._enforced(ending),
+            tuple(self.forced),
         )
 
     def _enforced(self, ending: Ending) -> Enforced | None:
@@ -127,8 +142,9 @@ class Answer:
             return None
         report = self.grammar.report
         cut = ending.matched or ending.reason == "cancelled"
+        forced = sum(last - first for first, last in self.forced)
         complete = self.matcher.is_done or (self.matcher.is_accepting and not cut)
-        return Enforced(report.backend, report.approximations, report.loose, complete, self.forced, report.seconds)
+        return Enforced(report.backend, report.approximations, report.loose, complete, forced, report.seconds)
 
     def next_score(self, prompt: int) -> int | None:
         """Index of the first of `prompt` tokens whose log-probability is still wanted, None when none is."""

@@ -7,6 +7,7 @@ There are no phases: a request has known and computed tokens, and a step closes 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 from branchwork.runtime.cache.prefix_cache import PrefixCache
@@ -158,11 +159,12 @@ class Scheduler:
         answer = request.answer
         assert answer is not None
         answer.draft = []
+        request.spend.drew = request.spend.drew or time.monotonic()
         for n, token in enumerate(drawn.tokens):
             if n:  # the guess before it came true, and its KV is there
                 request.computed += 1
                 request.spend.computed += 1
-                answer.forced += 1
+                answer.note_forced()
                 self._totals["accepted_tokens"] += 1
             request.known.append(token)
             ending = answer.take(token, drawn.scores[n] if drawn.scores else None)

@@ -130,12 +130,13 @@ class StopMatcher:
             self.sendable = count
             return Ending("eos", b"", self._total, count - 1)
         text = self._token_bytes[token]
+        begin = self._total
         self._total += len(text)
         self._ends.append(self._total)
         if self._automaton is None and not self._searches:
             self.sendable = count
         else:
-            ending = self._scan(text, armed)
+            ending = self._scan(text, begin, armed)
             if ending is not None:
                 return ending
         return self.end("length") if count >= stops.max_tokens else None
@@ -144,17 +145,21 @@ class StopMatcher:
         """The answer as it is now, ended by something else than its text."""
         return Ending(reason, b"", self._total, len(self._ends))
 
-    def _scan(self, text: bytes, armed: bool) -> Ending | None:
+    def _scan(self, text: bytes, begin: int, armed: bool) -> Ending | None:
+        """begin: where `text` stands in the answer. What lies before `skip` is not looked at."""
+        if begin < self._stops.skip:
+            text = text[self._stops.skip - begin :]
+            begin = self._total - len(text)
         self._tail += text
-        begin = self._total - len(text)
         matches = []  # (end, start)
         if self._automaton is not None and (match := self._strings(text, begin, armed)):
             matches.append(match)
+        skip = self._stops.skip
         for search in self._searches:
             for byte in text:
                 start = search.feed(byte)
                 if start >= 0 and armed:
-                    matches.append((search.position, start))
+                    matches.append((search.position + skip, start + skip))
                     break
         if matches:
             end, start = min(matches)
@@ -181,6 +186,6 @@ class StopMatcher:
         if self._automaton is not None:
             safe -= self._automaton.depth[self._state]
         for search in self._searches:
-            safe = min(safe, search.safe)
+            safe = min(safe, search.safe + self._stops.skip)
         self.sendable = bisect_right(self._ends, safe)
         del self._tail[: len(self._tail) - (self._total - safe)]
