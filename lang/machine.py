@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from branchwork.lang import ir, race
@@ -56,6 +57,7 @@ class Program:
         self._calls: dict[int, Call] = {}
         self._ready: deque[int] = deque()
         self._out: list[Output] = []
+        self._blocked: set[int] = set()  # branches that wait for others, since somebody last asked
         self._next_call = 0
 
     # --- what others may ask
@@ -72,6 +74,22 @@ class Program:
         """The call that a branch waits for."""
         call = self._tracks[branch].call
         return None if call is None else self._calls[call]
+
+    def fanout(self, branch: int) -> int:
+        """Branches that will be forked from a branch as soon as the call that it waits for is answered."""
+        children = 0
+        for laid in islice(self._tracks[branch].queue, 1, None):
+            match laid.node:
+                case ir.Fork(forked):
+                    children += len(forked)
+                case ir.Gen() | ir.Select() | ir.Join() | ir.Ref():
+                    break
+        return children
+
+    def take_blocked(self) -> list[int]:
+        """Branches that had to wait for others since the last time this was asked."""
+        blocked, self._blocked = self._blocked, set()
+        return [branch for branch in blocked if self._tracks[branch].queue and self._tracks[branch].call is None]
 
     def caught_up(self, branch: int, node: int) -> bool:
         """The branch exists and has executed its nodes up to `node`, or it has stopped."""
@@ -101,6 +119,10 @@ class Program:
         if name in early:
             return early[name]
         return self._failures[node] if node in self._failures else self._values[node][name]
+
+    def failure(self, node: int) -> NodeFailed | None:
+        """Why a node failed; None when it has not."""
+        return self._failures.get(node)
 
     # --- what others may do
 
@@ -219,6 +241,7 @@ class Program:
                 self.fail_node(track.branch.id, laid.id, no.code, no.message, no.cause)
                 return
             if said is None:
+                self._blocked.add(track.branch.id)
                 return
             if track.call is None:
                 self._finish(track, said)
@@ -234,6 +257,8 @@ class Program:
                 made = self._make(track, laid.id, node)
                 if node.given is None:
                     self._issue(track, made)
+                elif node.given.failed is not None:
+                    raise Refusal(*node.given.failed)
                 else:
                     self._take(track, made, Reply(node.given.values, node.given.meta, node.given.captures))
             case ir.Image() | ir.Video() as node:
@@ -362,7 +387,8 @@ class Program:
         if any(not child.born and child.origin is None for child in tracks):
             self._starved.add(track.branch.id)
             return None
-        won = race.decide(node.mode, node.count, [self._standing(child, at, node.name) for child in tracks])
+        standings = [self._standing(child, at, node.name) for child in tracks]
+        won = race.decide(node.mode, node.count, standings, node.given)
         if won is None:
             for child in tracks:
                 last = self._last_before(child, at)

@@ -55,6 +55,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     stream: bool = False  # send Tokens as they come; otherwise everything is in Finished
     constraint: Constraint | None = None  # what the whole answer must look like
     jump: str = "on"  # forced text: on (appended unasked) | exact (proposed, the model decides) | off
+    fanout: int = 0  # branches that begin from this answer as soon as it is there
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):

@@ -66,6 +66,9 @@ def frames(template: str | None, **context: Any) -> ChatFrames:
         "user": Frame(user_begin, user_end),
         "assistant": Frame(after_user[len(user_end) :], assistant_end),
     }
+    tool = _tool_frame(template, context, assistant_end, user_begin)
+    if tool is not None:
+        roles["tool"] = tool
     start = start if before.startswith(start) else ""
     head = before[len(start) :]
     if not head.endswith(user_begin):
@@ -77,6 +80,19 @@ def frames(template: str | None, **context: Any) -> ChatFrames:
         if gap.endswith(user_begin) and system_begin.startswith(start):
             roles["system"] = Frame(system_begin[len(start) :], gap[: len(gap) - len(user_begin)])
     return ChatFrames(roles=roles, start=start, default_system=head[: len(head) - len(user_begin)])
+
+
+def _tool_frame(template: str, context: Mapping[str, Any], assistant_end: str, user_begin: str) -> Frame | None:
+    """What stands around a tool's result between the assistant's turn and the user's next one."""
+    a, b, c, d = _MARKS
+    turns = _try(template, [("user", a), ("assistant", b), ("tool", c), ("user", d)], context)
+    if turns is None:
+        return None
+    before, after = turns.split(b, 1)[1].split(c, 1)
+    after = after.split(d, 1)[0]
+    if not before.startswith(assistant_end) or not after.endswith(user_begin):
+        return None
+    return Frame(before[len(assistant_end) :], after[: len(after) - len(user_begin)])
 
 
 def _try(template: str, turns: list[tuple[str, str]], context: Mapping[str, Any], generate: bool = False) -> str | None:

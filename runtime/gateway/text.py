@@ -6,7 +6,7 @@ Knows: the model's tokenizer and its tokens' bytes. Must not know: programs, req
 from __future__ import annotations
 
 import codecs
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -67,9 +67,7 @@ class Texts:
 
     def compatible(self, text: str) -> list[int]:
         """Tokens that `text` begins with, or that begin with `text`: every one that may stand on the way to it."""
-        if self._by_bytes is None:
-            self._by_bytes = sorted((token, number) for number, token in enumerate(self.token_bytes) if token)
-        wanted, table = text.encode(), self._by_bytes
+        wanted, table = text.encode(), self._sorted()
         found = []
         for beginning in (wanted[:end] for end in range(1, len(wanted))):
             at = bisect_left(table, (beginning, 0))
@@ -81,6 +79,17 @@ class Texts:
             found.append(table[at][1])
             at += 1
         return found
+
+    def extends(self, text: str) -> bool:
+        """Whether some token begins with `text` and goes on after it."""
+        wanted, table = text.encode(), self._sorted()
+        at = bisect_right(table, (wanted, len(self.token_bytes)))
+        return at < len(table) and table[at][0].startswith(wanted)
+
+    def _sorted(self) -> list[tuple[bytes, int]]:
+        if self._by_bytes is None:
+            self._by_bytes = sorted((token, number) for number, token in enumerate(self.token_bytes) if token)
+        return self._by_bytes
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []

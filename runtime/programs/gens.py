@@ -34,6 +34,7 @@ class Texts(Protocol):
     def decoder(self) -> Decoder: ...
     def text_of(self, ids: Sequence[int]) -> str: ...
     def compatible(self, text: str) -> list[int]: ...
+    def extends(self, text: str) -> bool: ...
 
 
 class Sample:
@@ -210,10 +211,11 @@ def submits(
     room: int,
     stream: bool,
     skip: int = 0,
+    fanout: int = 0,
 ) -> list[wire.Submit]:
     """One Submit per sample. room: tokens left in the context; longer answers end there with reason length.
 
-    skip: bytes at the beginning that are prompt, not answer.
+    skip: bytes at the beginning that are prompt, not answer. fanout: branches that wait for the answer to begin.
     """
     seed = params.seed if params.seed is not None else _FRESH.getrandbits(62)
     ends = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *eos)
@@ -247,6 +249,7 @@ def submits(
             stream=stream and number == 0,
             constraint=constraint,
             jump="off" if skip else params.jump_forward,  # forced text would heal nothing
+            fanout=fanout,
         )
         for number in range(params.n)
     ]

@@ -18,6 +18,7 @@ from branchwork.lang.budget import Spending
 from branchwork.lang.constraint import ConstraintError, capture_names, check
 from branchwork.lang.ir import Fill, Fork, Gen, Image, Laid, Placed, Select, Video, filled
 from branchwork.lang.machine import Call, Dropped, Reply
+from branchwork.lang.params import SamplingParams
 from branchwork.lang.protocol import Budget, ChatFrames
 from branchwork.lang.transcript import NodeFailed
 from branchwork.runtime import wire
@@ -26,6 +27,8 @@ from branchwork.runtime.programs.branches import Transcript
 from branchwork.runtime.programs.gens import Sample, Texts, submits
 from branchwork.runtime.programs.selects import Selection
 
+EARLY = 256  # characters that make it worth while to compute them before they are needed
+SEAM = 4  # tokens at the end of a text that may change with what follows
 ASK_TIME = 10.0  # seconds an engine has to answer a question
 Emit = Callable[[bytes, protocol.GatewayMessage], None]
 
@@ -43,6 +46,7 @@ class Session:
         self.parents: dict[int, int] = {}  # branch -> the one it was forked from
         self.transcripts: dict[int, Transcript] = {0: Transcript()}
         self.samples: dict[int, list[Sample]] = {}  # call -> its samples
+        self.early: dict[int, int] = {}  # branch -> segments that it had when they were computed early
         self.opened = time.monotonic()
         self.given: dict[int, bytes] = {}  # node -> ids of an answer that came with it
         self.spending = Spending(budget) if budget is not None else None
@@ -253,6 +257,26 @@ class Host:
                     )
                     self._emit(session.connection, done)
             outputs = session.machine.advance()
+        self._prefill_early(session)
+
+    def _prefill_early(self, session: Session) -> None:
+        """What a branch that waits for others has as text by now is computed meanwhile, so that the tree has it then.
+
+        The last tokens stay out, since they may become others together with the text to come.
+        """
+        for number in session.machine.take_blocked():
+            branch, transcript = session.machine.branch(number), session.transcript(number)
+            pending = transcript.pending(branch)
+            if sum(len(segment.text) for segment in pending) < EARLY or session.early.get(number) == len(
+                branch.segments
+            ):
+                continue
+            session.early[number] = len(branch.segments)
+            ids = [*transcript.ids, *self._texts.encode(pending)]
+            ids = (ids if transcript.ids else self._texts.begin(ids))[:-SEAM][: self._context - 1]
+            params = SamplingParams(max_tokens=1, temperature=0)
+            for message in submits(params, None, ids, self._number(), eos=(), room=1, stream=False):
+                self._to_engine(msgspec.structs.replace(message, priority=-1))
 
     def _credit(self, session: Session, outputs: Sequence[machine.Output]) -> None:
         executed = sum(not isinstance(output, (Call, Dropped)) for output in outputs)
@@ -305,6 +329,7 @@ class Host:
                 room=room,
                 stream=session.stream or early or counted,
                 skip=len(healed.encode()),
+                fanout=session.machine.fanout(call.branch),
             )
             self._next += len(messages)
             began = time.monotonic() - session.opened

@@ -64,7 +64,7 @@ def healed(ids: list[int], last: Segment | None, texts: Texts) -> tuple[list[int
             text = data.decode()
         except UnicodeDecodeError:
             continue
-        if any(len(texts.token_bytes[token]) > len(data) for token in texts.compatible(text)):
+        if texts.extends(text):
             best = (ids[:-count], text)
     return best
 

@@ -14,15 +14,19 @@ Key = tuple[int, int, int]
 Policy = Callable[[Request, int], Key]
 
 AGEING = 32  # tokens of cache hit that one step of waiting is worth
+FANOUT = 64  # tokens of cache hit that one branch is worth which waits for the answer to begin
+MOST = 32  # branches that count
 REFRESHED = 64  # waiting requests whose hit is looked up again per step
 
 
 def lpm(request: Request, step: int) -> Key:
-    """Longest prefix match first (SGLang, 2024, section 3), plus AGEING per step waited.
+    """Longest prefix match first (SGLang, 2024, section 3), plus AGEING per step waited and FANOUT per waiting branch.
 
-    Nothing starves: a request that waits is overtaken only by those that came at most hit / AGEING steps later.
+    Nothing starves: a request that waits is overtaken only by those that came at most hit / AGEING steps later (and by
+    those that open forks, their branches counted up to MOST).
     """
-    return -request.priority, -request.hit - AGEING * (step - request.entered), request.key
+    fanout = 0 if request.answer is None else min(request.answer.submit.fanout, MOST)
+    return -request.priority, -request.hit - FANOUT * fanout - AGEING * (step - request.entered), request.key
 
 
 def fcfs(request: Request, step: int) -> Key:

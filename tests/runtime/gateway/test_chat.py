@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from branchwork.lang.protocol import ChatFrames
+from branchwork.lang.protocol import ChatFrames, Frame
 from branchwork.runtime.gateway.chat import ChatTemplateError, frames, render
 
 CHATML = (
@@ -67,3 +67,17 @@ def test_a_template_that_refuses_says_so_in_its_own_words() -> None:
 def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
     with pytest.raises(ChatTemplateError):
         render("{{ messages.__class__.__mro__[1].__subclasses__() }}", [], generate=False)
+
+
+TOOLS = (  # Qwen-like: results of tools stand in a user's turn
+    "{% for m in messages %}{% if m['role'] == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m['content'] + "
+    "'\n</tool_response><|im_end|>\n' }}{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + "
+    "'<|im_end|>\n' }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_tools_result_gets_the_frame_the_template_writes() -> None:
+    begin = "<|im_start|>user\n<tool_response>\n"
+    assert frames(TOOLS).roles["tool"] == Frame(begin, "\n</tool_response><|im_end|>\n")
+    assert frames(CHATML).roles["tool"] == Frame("<|im_start|>tool\n", "<|im_end|>\n")
+    assert "tool" not in frames(BRACKETS, **WORDS).roles

@@ -34,6 +34,12 @@ class ByteTexts:
     def decoder(self) -> Decoder:
         return Decoder(self.token_bytes)
 
+    def extends(self, text: str) -> bool:
+        return any(token.startswith(text.encode()) and len(token) > len(text.encode()) for token in self.token_bytes)
+
+    def compatible(self, text: str) -> list[int]:
+        return [n for n, token in enumerate(self.token_bytes) if token and text.encode().startswith(token)]
+
     def text_of(self, ids: Sequence[int]) -> str:
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
 
@@ -44,8 +50,9 @@ class Bench:
     def __init__(self, max_branches: int = 100) -> None:
         self.sent: list[wire.ToEngine] = []
         self.emitted: list[protocol.GatewayMessage] = []
+        self.texts = ByteTexts()
         self.host = Host(
-            ByteTexts(), ChatFrames(), eos=(256,), max_branches=max_branches, emit=lambda _, m: self.emitted.append(m)
+            self.texts, ChatFrames(), eos=(256,), max_branches=max_branches, emit=lambda _, m: self.emitted.append(m)
         )
         self.host.attach(self.sent.append, 64)
         self._node = 0

@@ -164,3 +164,15 @@ def test_a_pattern_holds_back_no_more_than_its_reach() -> None:
 @pytest.mark.parametrize("stops", [Stops(0), Stops(5, strings=(b"",)), Stops(5, strings=(b"x" * 20000,))])
 def test_stops_that_make_no_sense_are_named(stops: Stops) -> None:
     assert check_stops(stops)
+
+
+def test_what_belongs_to_the_prompt_ends_nothing() -> None:
+    table = [bytes([b]) for b in range(256)] + [b"ab", b"bxb"]
+    matcher = StopMatcher(Stops(10, strings=(b"b", b"xy"), regexes=(b"[bz]y",), skip=2), table)
+    assert matcher.feed(256) is None  # "ab": prompt
+    assert matcher.feed(ord("x")) is None
+    ending = matcher.feed(ord("b"))
+    assert ending is not None and (ending.matched, ending.length, ending.kept) == (b"b", 3, 2)
+    across = StopMatcher(Stops(10, strings=(b"b",), skip=1), table)
+    ending = across.feed(257)  # its first b is prompt, its second is not
+    assert ending is not None and (ending.length, ending.kept) == (2, 0)
