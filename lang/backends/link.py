@@ -104,6 +104,15 @@ class Keys:
     secret: str = ""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """What has gone over a connection: bytes of messages sent and received, messages sent."""
+
+    sent: int = 0
+    received: int = 0
+    messages: int = 0
+
+
 class Link:
     """owner: for a runtime that this process started, tells why it has ended, or None while it runs."""
 
@@ -124,6 +133,7 @@ class Link:
         self._tasks: list[asyncio.Task[None]] = []
         self._pid = os.getpid()
         self._heard = time.monotonic()
+        self.traffic = Traffic()
 
     # --- any thread
 
@@ -290,6 +300,7 @@ class Link:
         while True:
             frame = await self._socket.recv()
             self._heard = time.monotonic()
+            self.traffic.received += len(frame)
             try:
                 self._deliver(frame)
             except msgspec.DecodeError as error:
@@ -412,6 +423,8 @@ class Link:
             self._refuse_start(message, len(frame))
         elif len(frame) <= MAX_FRAME:
             self._socket.send(frame)
+            self.traffic.sent += len(frame)
+            self.traffic.messages += 1
         elif isinstance(message, Nodes) and len(message.nodes) > 1:
             half = len(message.nodes) // 2
             self._send(msgspec.structs.replace(message, nodes=message.nodes[:half]))

@@ -33,6 +33,7 @@ class Texts:
         self._tokenizer: Tokenizer = load_tokenizer(directory)
         self.token_bytes: list[bytes] = token_bytes(directory)
         self._by_bytes: list[tuple[bytes, int]] | None = None
+        self.encoded = 0  # characters turned into ids so far
         added = self._tokenizer.get_added_tokens_decoder()
         bos_text = special_texts(directory).get("bos_token")
         bos = self._tokenizer.token_to_id(bos_text) if bos_text else None
@@ -46,6 +47,7 @@ class Texts:
         ids: list[int] = []
         run: list[str] = []
         for piece in pieces:
+            self.encoded += len(piece.text)
             if piece.special or not any(name in piece.text for name in self._specials):
                 run.append(piece.text)
                 continue

@@ -28,6 +28,7 @@ class Texts(Protocol):
 
     token_bytes: list[bytes]
     neutral: int
+    encoded: int
 
     def begin(self, ids: list[int]) -> list[int]: ...
     def encode(self, pieces: Sequence[Any]) -> list[int]: ...

@@ -167,7 +167,11 @@ class Host:
         """stats, flush_cache or check of the engine, with the gateway's own counts. Raises ValueError, TimeoutError."""
         if what not in ("stats", "flush_cache", "check", "ping"):
             raise ValueError(f"unknown question {what!r}; known: stats, flush_cache, check, ping, shutdown")
-        own: dict[str, float | int | str] = {"programs": len(self._sessions), "requests": len(self._under_way)}
+        own: dict[str, float | int | str] = {
+            "programs": len(self._sessions),
+            "requests": len(self._under_way),
+            "encoded_characters": self._texts.encoded,
+        }
         if what == "ping":
             return own
         number = self._number()

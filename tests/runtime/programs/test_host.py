@@ -24,6 +24,7 @@ class ByteTexts:
 
     token_bytes = [bytes([b]) for b in range(256)] + [b""]
     neutral = 256
+    encoded = 0
 
     def begin(self, ids: list[int]) -> list[int]:
         return ids
