@@ -24,6 +24,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: the same for prompt tokens, from token index logprob_start on (0 is the first token).
     jump_forward: what becomes of text that a constraint forces. "on": it is appended unasked, as canonical tokens;
     "exact": it is proposed to the model and verified, so the ids are those of "off", where every token is drawn.
+    speculative: "on" lets the runtime guess tokens ahead and verify them, which changes no answer, only its speed.
     heal: the last token of the literal before the answer is taken back and drawn anew together with what follows, so
     that the seam between prompt and answer does not force an unusual tokenization (token healing).
     """
@@ -48,12 +49,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprob_start: int = 0
     jump_forward: str = "on"
     heal: bool = False
+    speculative: str = "on"
 
 
 KNOBS = frozenset(SamplingParams.__struct_fields__)
 _TUPLES = frozenset({"stop", "stop_token_ids", "stop_regex"})
 _FLAGS = frozenset({"ignore_eos", "heal"})
-_WORDS = {"jump_forward": ("exact", "on", "off")}
+_WORDS = {"jump_forward": ("exact", "on", "off"), "speculative": ("on", "off")}
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31),
     "min_tokens": (0, 2**31),

@@ -56,6 +56,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     constraint: Constraint | None = None  # what the whole answer must look like
     jump: str = "on"  # forced text: on (appended unasked) | exact (proposed, the model decides) | off
     fanout: int = 0  # branches that begin from this answer as soon as it is there
+    speculative: bool = True  # tokens may be guessed ahead
 
 
 class Score(msgspec.Struct, frozen=True, tag="score"):

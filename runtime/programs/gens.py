@@ -251,6 +251,7 @@ def submits(
             constraint=constraint,
             jump="off" if skip else params.jump_forward,  # forced text would heal nothing
             fanout=fanout,
+            speculative=params.speculative == "on",
         )
         for number in range(params.n)
     ]
