@@ -12,7 +12,7 @@ import msgspec
 from branchwork.lang.calls import Call
 from branchwork.lang.protocol import Budget
 
-SLACK = 1e-3  # seconds that a timer may come early
+SLACK = 1e-3 + time.get_clock_info("monotonic").resolution  # seconds that a timer may come early
 
 
 class Spending:
@@ -27,14 +27,18 @@ class Spending:
         self.tokens += tokens
 
     def admit(self, call: Call) -> Call | None:
-        """The call with no more tokens than are left; None when there are none. A select generates nothing."""
+        """The call with no more tokens than are left, for its samples together; None when there are none.
+
+        A sample gets one at least. A select generates nothing.
+        """
         if self._budget.tokens is None or call.kind != "gen":
             return call
         left = self._budget.tokens - self.tokens
         if left <= 0:
             return None
-        least = min(call.params.min_tokens, left)
-        capped = msgspec.structs.replace(call.params, max_tokens=min(call.params.max_tokens, left), min_tokens=least)
+        params = call.params
+        most = min(params.max_tokens, max(1, left // params.n))
+        capped = msgspec.structs.replace(params, max_tokens=most, min_tokens=min(params.min_tokens, most))
         return msgspec.structs.replace(call, params=capped)
 
     def exceeded(self) -> str:

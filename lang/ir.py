@@ -77,12 +77,14 @@ class Answered(msgspec.Struct, frozen=True, omit_defaults=True):
 
     values, meta, captures: as in lang.calls.Reply. ids: token ids of the first value (int32, little-endian, packed),
     so that the transcript stays the very same; empty when they are not known.
+    failed: code and message, when it came to nothing (no values then): it fails with them again.
     """
 
     values: tuple[str, ...]
     meta: tuple[dict[str, Any], ...] = ()
     captures: dict[str, Any] = {}
     ids: bytes = b""
+    failed: tuple[str, str] | None = None
 
 
 class Gen(Node, frozen=True, tag="gen", omit_defaults=True):
@@ -152,12 +154,14 @@ class Join(Node, frozen=True, tag="join", omit_defaults=True):
     first: go on as soon as `count` children are done; the others are cancelled, lists are of those that are done.
     majority: go on as soon as no other text of variable `name` can overtake the commonest one; the others are
     cancelled, `name` is that text, lists are of the children that agree.
+    given: indexes of the children that a race went on with in an earlier run; it goes on with them again.
     """
 
     children: tuple[int, ...]
     mode: str = "gather_variable"
     count: int = 0
     name: str | None = None
+    given: tuple[int, ...] = ()
 
 
 class Seq(Node, frozen=True, tag="seq"):

@@ -31,6 +31,12 @@ class Track:
     last: int = -1
     broken_at: int | None = None
 
+    def own(self, name: str, before: int) -> int | None:
+        """The last node before node `before` that gives variable `name` a value on this very branch."""
+        nodes = self.definers.get(name, [])
+        index = bisect_left(nodes, before)
+        return nodes[index - 1] if index else None
+
     def break_at(self, node: int) -> None:
         self.broken_at = node if self.broken_at is None else min(node, self.broken_at)
 
@@ -81,10 +87,11 @@ class Lineage:
         """Per variable that is new in the children, and for `always`: its defining node in each child that has it."""
         gathered: dict[str, list[int]] = {}
         for child in children:
-            for name, nodes in self.track(child).definers.items():
+            track = self.track(child)
+            for name in track.definers:
                 new = name == always or self.definer(branch, name, join) is None
-                if (index := bisect_left(nodes, join)) and new:
-                    gathered.setdefault(name, []).append(nodes[index - 1])
+                if new and (node := track.own(name, join)) is not None:
+                    gathered.setdefault(name, []).append(node)
         return gathered
 
     def definer(self, branch: int, name: str, before: int | None = None) -> int | None:

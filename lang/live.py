@@ -45,7 +45,9 @@ class Record:
     node: ir.Node
     source: str
     chunks: list[Chunk] = field(default_factory=list)
+    values: tuple[str, ...] = ()  # of a gen or select, as they came
     meta: tuple[dict[str, Any], ...] = ()
+    captures: dict[str, Any] = field(default_factory=dict)
     laid_s: float = -1.0  # seconds after the program began; -1: not yet
     done_s: float = -1.0
 
@@ -57,7 +59,9 @@ class Record:
 
 def _record(branch: int, node: ir.Node, source: str, now: float) -> Record:
     given = node.given if isinstance(node, (ir.Gen, ir.Select)) else None
-    return Record(branch, node, source, meta=() if given is None else given.meta, laid_s=now)
+    if given is None:
+        return Record(branch, node, source, laid_s=now)
+    return Record(branch, node, source, values=given.values, meta=given.meta, captures=dict(given.captures), laid_s=now)
 
 
 @dataclass(slots=True)
@@ -83,6 +87,7 @@ class LiveProgram:
         self.version = 0  # goes up with every change, so that nobody who waits can miss one
         self.records: dict[int, Record] = {}
         self.body = Body()
+        self.notes: list[str] = []  # what a reader should know about how this program came about
         self._laying = threading.Lock()
         self._branches = 1
         self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -194,7 +199,8 @@ class LiveProgram:
             cause = ProgramError(
                 why.code, f"{root.describe()} failed: {why.message}", node=failure.cause, source=root.source
             )
-            message = f"{record.describe()} was not executed because {root.describe()} failed first"
+            if code == "branch_failed":
+                message = f"{record.describe()} was not executed because {root.describe()} failed first"
         transcript = self.machine.branch(record.branch).text
         return ProgramError(code, message, node=failure.node, source=record.source, cause=cause, transcript=transcript)
 
@@ -235,8 +241,9 @@ class LiveProgram:
                 case Done(node=node) if node in self.records:
                     call = self.machine.under_way(event.branch)
                     if call is not None and call.node == node:
-                        self.records[node].meta = event.meta
-                        self.records[node].done_s = time.monotonic() - self.began
+                        record = self.records[node]
+                        record.values, record.meta, record.captures = event.values, event.meta, event.captures
+                        record.done_s = time.monotonic() - self.began
                         self.machine.reply(call.id, Reply(event.values, event.meta, event.captures))
                 case Captured(node=node) if node in self.records:
                     call = self.machine.under_way(event.branch)

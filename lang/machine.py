@@ -166,7 +166,13 @@ class Program:
         track = self._tracks[made.branch]
         track.call = None
         if made.kind == "join":
-            self._win(track, track.queue[0], [int(index) for index in reply.values])
+            won = [int(index) for index in reply.values]
+            broken = self._broken(track.queue[0], won)
+            if broken is not None:  # the author cancelled it while the executor already went on with it
+                because = self._because(broken)
+                self.fail_node(made.branch, made.node, because.code, because.message, because.cause)
+                return
+            self._win(track, track.queue[0], won)
             self._finish(track)
         else:
             captures = self._take(track, made, reply)
@@ -193,6 +199,9 @@ class Program:
     def fail_node(self, branch: int, node: int, code: str, message: str, cause: int | None = None) -> None:
         """A node cannot be executed (also one this machine holds for done): its branch stops there."""
         track = self._tracks[branch]
+        if code == "race_lost" and cause is None and track.queue and track.queue[0].id == node:
+            broken = self._broken(track.queue[0])
+            cause = None if broken is None else broken.cause
         failure = NodeFailed(branch, node, code, message, node if cause is None else cause)
         if track.branch.failure is None:
             self._failures[node] = failure
@@ -259,6 +268,8 @@ class Program:
                     self._issue(track, made)
                 elif node.given.failed is not None:
                     raise Refusal(*node.given.failed)
+                elif not node.given.values:
+                    raise Refusal("empty_reply", "the answer that was given has no value; it must have at least one")
                 else:
                     self._take(track, made, Reply(node.given.values, node.given.meta, node.given.captures))
             case ir.Image() | ir.Video() as node:
@@ -411,9 +422,18 @@ class Program:
             return race.Standing(failed=failure.cause)
         if self._last_before(child, at) is not None or not child.born:
             return race.Standing()
-        definer = None if name is None else self.lineage.definer(child.branch.id, name, at)
+        definer = None if name is None else child.own(name, at)
         vote = None if name is None or definer is None else self.value(definer, name)
         return race.Standing(done=True, vote=None if vote is None or isinstance(vote, NodeFailed) else str(vote))
+
+    def _broken(self, join: Laid, indexes: Sequence[int] | None = None) -> NodeFailed | None:
+        """Why a child, of those with these indexes, failed before the join; None when none did."""
+        assert isinstance(join.node, ir.Join)
+        children = join.node.children if indexes is None else [join.node.children[index] for index in indexes]
+        for child in map(self._tracks.__getitem__, children):
+            if child.branch.failure is not None and child.broken_at is not None and child.broken_at < join.id:
+                return child.branch.failure
+        return None
 
     def _win(self, track: Track, laid: Laid, won: list[int]) -> None:
         """The variables of a race's winners become the parent's."""
@@ -480,7 +500,7 @@ class Program:
         return [(child, mine) for child in stopped if child.origin == (track.branch.id, laid.id)]
 
     def _because(self, failure: NodeFailed) -> Refusal:
-        if failure.code == "branch_failed":
+        if failure.code in ("branch_failed", "budget"):
             return Refusal(failure.code, failure.message, failure.cause)
         first = f"node {failure.node} of branch {failure.branch} failed first: {failure.code}: {failure.message}"
         return Refusal("branch_failed", first, failure.cause)

@@ -23,18 +23,32 @@ class Standing(msgspec.Struct, frozen=True):
     vote: str | None = None
 
 
-def decide(mode: str, count: int, children: Sequence[Standing]) -> list[int] | None:
+def decide(mode: str, count: int, children: Sequence[Standing], given: Sequence[int] = ()) -> list[int] | None:
     """Indexes of the children to go on with, ascending; None while that is open.
 
     first: the first `count` that are done. majority: those whose stripped text no other can overtake any more; at the
-    end the commonest one, of equals the one of the lowest index. Raises Refusal when it can never be decided.
+    end the commonest one, of equals the one of the lowest index. given: they have been decided on already, and only
+    have to be done. Raises Refusal when it can never be decided.
     """
+    if not all(0 <= index < len(children) for index in given):
+        raise Refusal("bad_join", f"{list(given)} are not among the {len(children)} branches of the join")
+    if given:
+        return _given(given, children)
     if mode == "first":
         return _first(count, children)
     return _majority(children)
 
 
+def _given(given: Sequence[int], children: Sequence[Standing]) -> list[int] | None:
+    failed = [children[index].failed for index in given if children[index].failed is not None]
+    if failed:
+        raise Refusal("race_lost", "a branch that is to win has failed", failed[0])
+    return list(given) if all(children[index].done for index in given) else None
+
+
 def _first(count: int, children: Sequence[Standing]) -> list[int] | None:
+    if not 1 <= count <= len(children):
+        raise Refusal("bad_join", f"the first {count} of {len(children)} branches cannot be waited for")
     done = [index for index, child in enumerate(children) if child.done]
     if len(done) >= count:
         return done[:count]

@@ -145,6 +145,7 @@ class Sample:
             "preempted": usage.preempted,
             "seed": self.submit.shape.seed,
             "output_ids": list(self.ids),
+            "kept_tokens": done.kept,
             "began_s": self.began,
             **times(usage),
         }

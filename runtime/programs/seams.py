@@ -22,29 +22,49 @@ HEAL = 4  # tokens at most that go back at a seam
 
 
 def settle(transcript: Transcript, branch: Branch, given: Mapping[int, bytes], texts: Texts) -> None:
-    """Commit what is pending up to the last answer that came with ids of its own. given: those ids, by node."""
+    """Commit what is pending up to the last answer that was given, as it was when it was generated or chosen.
+
+    given: the ids of generated answers, by node. A choice has none: it was encoded together with the text before it.
+    """
     for index in range(transcript.segments, len(branch.segments)):
         segment = branch.segments[index]
-        packed = given.get(segment.node) if segment.origin in ("gen", "select") else None
-        if packed is None:
+        if branch.stamps[index] != segment.node:  # the text of a child: encoded as any text
             continue
-        before = texts.encode(branch.segments[transcript.segments : index])
-        transcript.commit(before if transcript.ids else texts.begin(before), index)
-        transcript.commit(exact(segment, packed, texts), index + 1)
+        if segment.origin == "select":
+            ids = texts.encode(branch.segments[transcript.segments : index + 1])
+            transcript.commit(ids if transcript.ids else texts.begin(ids), index + 1)
+        elif segment.origin == "gen" and segment.node in given:
+            before = texts.encode(branch.segments[transcript.segments : index])
+            back, ids = exact(before, segment, unpack(given[segment.node]), texts)
+            before = before if transcript.ids else texts.begin(before)
+            if back:  # a healed seam is no boundary of ids
+                transcript.commit([*before[:-back], *ids], index + 1)
+            else:
+                transcript.commit(before, index)
+                transcript.commit(ids, index + 1)
 
 
-def exact(segment: Segment, packed: bytes, texts: Texts) -> list[int]:
-    """The ids of a segment's text: as many of the given ones as spell its beginning, the rest encoded."""
-    ids = unpack(packed)
+def exact(before: list[int], segment: Segment, ids: list[int], texts: Texts) -> tuple[int, list[int]]:
+    """How many ids before a segment went back when it was healed, and the ids from there to its end.
+
+    Those are the given ones, as far as they spell its text, and the rest encoded.
+    """
+    if not all(0 <= token < len(texts.token_bytes) for token in ids):
+        return 0, texts.encode([plain(segment.text)])
+    pieces = [texts.token_bytes[token] for token in ids]
+    data = b"".join(pieces)
+    for back in range(min(HEAL, len(before)) + 1 if data else 0):
+        healed = b"".join(texts.token_bytes[token] for token in before[len(before) - back :])
+        spelled = data[len(healed) :].decode("utf-8", "replace")
+        if data.startswith(healed) and segment.text.startswith(spelled):
+            rest = segment.text[len(spelled) :]
+            return back, [*ids, *(texts.encode([plain(rest)]) if rest else [])]
     text, length, kept = segment.text.encode(), 0, 0
-    for token in ids:
-        piece = texts.token_bytes[token] if 0 <= token < len(texts.token_bytes) else b""
-        if not piece or text[length : length + len(piece)] != piece:
-            break
-        length += len(piece)
+    while kept < len(ids) and pieces[kept] and text.startswith(pieces[kept], length):
+        length += len(pieces[kept])
         kept += 1
     rest = text[length:].decode("utf-8", "replace")
-    return [*ids[:kept], *(texts.encode([plain(rest)]) if rest else [])]
+    return 0, [*ids[:kept], *(texts.encode([plain(rest)]) if rest else [])]
 
 
 def healed(ids: list[int], last: Segment | None, texts: Texts) -> tuple[list[int], str]:

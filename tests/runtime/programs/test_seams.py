@@ -61,10 +61,32 @@ def test_half_a_character_never_goes_back() -> None:
 
 def test_given_ids_are_kept_as_far_as_they_spell_the_text() -> None:
     texts = PairTexts("hel")
-    packed = array("i", [257, ord("l"), ord("o"), 256]).tobytes()
-    assert seams.exact(Segment("hello", "gen", 0, False), packed, texts) == [257, ord("l"), ord("o")]
-    assert seams.exact(Segment("help", "gen", 0, False), packed, texts) == [257, ord("p")]
-    assert seams.exact(Segment("x", "gen", 0, False), array("i", [999]).tobytes(), texts) == [ord("x")]
+    ids = [257, ord("l"), ord("o")]
+    assert seams.exact([], Segment("hello", "gen", 0, False), ids, texts) == (0, ids)
+    assert seams.exact([], Segment("hello!", "gen", 0, False), ids, texts) == (0, [*ids, ord("!")])
+    assert seams.exact([], Segment("help", "gen", 0, False), ids, texts) == (0, [257, ord("p")])
+    assert seams.exact([], Segment("x", "gen", 0, False), [999], texts) == (0, [ord("x")])
+
+
+def test_given_ids_of_no_text_and_of_half_characters_are_kept() -> None:
+    texts = PairTexts("hel")
+    ids = [256, ord("a"), 0xC3, 256]
+    assert seams.exact([], Segment("a\ufffd", "gen", 0, False), ids, texts) == (0, ids)
+
+
+def test_given_ids_of_a_healed_answer_take_the_place_of_what_went_back() -> None:
+    texts = PairTexts("hel")
+    ids = [257, ord("l"), ord("o")]
+    assert seams.exact(list(b"oh he"), Segment("llo", "gen", 0, False), ids, texts) == (2, ids)
+
+
+def test_a_given_choice_ends_the_text_that_is_encoded_together() -> None:
+    branch = Branch(0)
+    for node, (text, origin) in enumerate([("he", "literal"), ("l", "select"), ("p", "literal"), ("x", "gen")]):
+        branch.append(text, origin, node)
+    transcript = Transcript()
+    seams.settle(transcript, branch, {3: array("i", [ord("x")]).tobytes()}, PairTexts("help"))
+    assert (transcript.ids, transcript.segments) == (list(b"helpx"), 4)
 
 
 def test_a_given_answer_is_not_asked_for_and_its_ids_stand_in_the_prompt(bench: Bench) -> None:
