@@ -78,7 +78,7 @@ def ours(vocabulary: Vocabulary) -> Callable[[str], tuple[Start, bool, Any]]:
         return [process.pid for process in compiler._pool._idle]
 
     def compile_one(schema: str) -> tuple[Start, bool, Any]:
-        grammar = compiler.wait(JsonSchema(schema))
+        grammar = compiler.wait(JsonSchema(schema, whitespace="compact"))
 
         def start() -> Cursor:
             matcher, words = grammar.start(), np.zeros(vocabulary.words, np.int32)

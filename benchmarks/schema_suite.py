@@ -69,7 +69,7 @@ def ours(schema: Any) -> tuple[Judge, tuple[str, ...], bool]:
     from branchwork.runtime.grammar.llg import compile_llguidance
 
     try:
-        grammar = compile_llguidance(JsonSchema(json.dumps(schema)), byte_vocabulary())
+        grammar = compile_llguidance(JsonSchema(json.dumps(schema), whitespace="compact"), byte_vocabulary())
     except ConstraintError as error:
         raise ValueError(str(error)) from None
 

@@ -11,14 +11,43 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "branchwork.lang.agent": (
+        "Agent",
+        "AgentResult",
+        "agent",
+    ),
     "branchwork.lang.asked": ("tag",),
-    "branchwork.lang.backend": ("LocalBackend", "ScriptedBackend"),
-    "branchwork.lang.backends.runtime": ("Runtime", "RuntimeBackend", "connect"),
+    "branchwork.lang.backend": (
+        "LocalBackend",
+        "ScriptedBackend",
+    ),
+    "branchwork.lang.backends.anthropic": ("Anthropic",),
+    "branchwork.lang.backends.compatible": (
+        "LiteLLM",
+        "VertexAI",
+    ),
+    "branchwork.lang.backends.engine": ("Engine",),
+    "branchwork.lang.backends.openai": ("OpenAI",),
+    "branchwork.lang.backends.runtime": (
+        "Runtime",
+        "RuntimeBackend",
+        "RuntimeEndpoint",
+        "connect",
+    ),
+    "branchwork.lang.calling": (
+        "ToolCall",
+        "ToolResult",
+        "ToolTurn",
+        "tool_results",
+        "tool_system",
+        "tools",
+    ),
     "branchwork.lang.choices": (
         "greedy_token_selection",
         "token_length_normalized",
         "unconditional_likelihood_normalized",
     ),
+    "branchwork.lang.compile": ("Compiled",),
     "branchwork.lang.constraint": (
         "Choice",
         "ConstraintError",
@@ -32,6 +61,7 @@ _HOMES = {
     "branchwork.lang.errors": (
         "BackendError",
         "BranchworkError",
+        "CapabilityError",
         "ProgramError",
         "Refused",
         "RuntimeLost",
@@ -53,22 +83,68 @@ _HOMES = {
         "user_begin",
         "user_end",
     ),
-    "branchwork.lang.function": ("Function", "function", "set_default_backend"),
+    "branchwork.lang.function": (
+        "Function",
+        "function",
+        "set_default_backend",
+    ),
+    "branchwork.lang.mcp": (
+        "McpServer",
+        "mcp",
+    ),
+    "branchwork.lang.media": (
+        "image",
+        "video",
+    ),
     "branchwork.lang.params": ("SamplingParams",),
-    "branchwork.lang.state": ("ForkGroup", "ProgramState"),
-    "branchwork.lang.turn": ("optional", "repeat", "turn"),
+    "branchwork.lang.protocol": (
+        "Budget",
+        "ChatFrames",
+    ),
+    "branchwork.lang.reasoning": ("separate_reasoning",),
+    "branchwork.lang.replay": (
+        "RecordingError",
+        "replay",
+    ),
+    "branchwork.lang.sglang": (
+        "flush_cache",
+        "get_server_info",
+        "global_config",
+    ),
+    "branchwork.lang.state": (
+        "ForkGroup",
+        "ProgramState",
+        "show",
+    ),
+    "branchwork.lang.tools": (
+        "Tool",
+        "ToolError",
+        "tool",
+    ),
+    "branchwork.lang.turn": (
+        "optional",
+        "repeat",
+        "turn",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
+    from branchwork.lang.agent import Agent, AgentResult, agent
     from branchwork.lang.asked import tag
     from branchwork.lang.backend import LocalBackend, ScriptedBackend
-    from branchwork.lang.backends.runtime import Runtime, RuntimeBackend, connect
+    from branchwork.lang.backends.anthropic import Anthropic
+    from branchwork.lang.backends.compatible import LiteLLM, VertexAI
+    from branchwork.lang.backends.engine import Engine
+    from branchwork.lang.backends.openai import OpenAI
+    from branchwork.lang.backends.runtime import Runtime, RuntimeBackend, RuntimeEndpoint, connect
+    from branchwork.lang.calling import ToolCall, ToolResult, ToolTurn, tool_results, tool_system, tools
     from branchwork.lang.choices import (
         greedy_token_selection,
         token_length_normalized,
         unconditional_likelihood_normalized,
     )
+    from branchwork.lang.compile import Compiled
     from branchwork.lang.constraint import (
         Choice,
         ConstraintError,
@@ -82,6 +158,7 @@ if TYPE_CHECKING:
     from branchwork.lang.errors import (
         BackendError,
         BranchworkError,
+        CapabilityError,
         ProgramError,
         Refused,
         RuntimeLost,
@@ -104,58 +181,98 @@ if TYPE_CHECKING:
         user_end,
     )
     from branchwork.lang.function import Function, function, set_default_backend
+    from branchwork.lang.mcp import McpServer, mcp
+    from branchwork.lang.media import image, video
     from branchwork.lang.params import SamplingParams
-    from branchwork.lang.state import ForkGroup, ProgramState
+    from branchwork.lang.protocol import Budget, ChatFrames
+    from branchwork.lang.reasoning import separate_reasoning
+    from branchwork.lang.replay import RecordingError, replay
+    from branchwork.lang.sglang import flush_cache, get_server_info, global_config
+    from branchwork.lang.state import ForkGroup, ProgramState, show
+    from branchwork.lang.tools import Tool, ToolError, tool
     from branchwork.lang.turn import optional, repeat, turn
 
 __all__ = [
+    "Agent",
+    "AgentResult",
+    "Anthropic",
     "BackendError",
     "BranchworkError",
+    "Budget",
+    "CapabilityError",
+    "ChatFrames",
     "Choice",
+    "Compiled",
     "ConstraintError",
+    "Engine",
     "ForkGroup",
     "Function",
     "Grammar",
     "Invalid",
     "JsonSchema",
+    "LiteLLM",
     "LocalBackend",
+    "McpServer",
+    "OpenAI",
     "ProgramError",
     "ProgramState",
+    "RecordingError",
     "Refused",
     "Regex",
     "Runtime",
     "RuntimeBackend",
+    "RuntimeEndpoint",
     "RuntimeLost",
     "RuntimeStartError",
     "RuntimeUnavailable",
     "SamplingParams",
     "ScriptedBackend",
     "TooBig",
+    "Tool",
+    "ToolCall",
+    "ToolError",
+    "ToolResult",
+    "ToolTurn",
     "Unsupported",
+    "VertexAI",
     "__version__",
+    "agent",
     "assistant",
     "assistant_begin",
     "assistant_end",
     "connect",
+    "flush_cache",
     "function",
     "gen",
     "gen_int",
     "gen_string",
+    "get_server_info",
+    "global_config",
     "greedy_token_selection",
+    "image",
+    "mcp",
     "optional",
     "repeat",
+    "replay",
     "select",
+    "separate_reasoning",
     "set_default_backend",
+    "show",
     "system",
     "system_begin",
     "system_end",
     "tag",
     "token_length_normalized",
+    "tool",
+    "tool_results",
+    "tool_system",
+    "tools",
     "turn",
     "unconditional_likelihood_normalized",
     "user",
     "user_begin",
     "user_end",
+    "video",
 ]
 
 

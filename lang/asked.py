@@ -76,8 +76,8 @@ def regex_of(value: str | re.Pattern[str] | Regex) -> Regex:
 def schema_of(value: Any) -> JsonSchema:
     """A dict, JSON text, a pydantic model class or a JsonSchema (whose schema may be any of these)."""
     if isinstance(value, JsonSchema):
-        if value.whitespace not in ("compact", "flexible"):
-            raise Invalid(f"whitespace={value.whitespace!r} of a JsonSchema is neither compact nor flexible")
+        if value.whitespace not in ("spaced", "compact", "flexible"):
+            raise Invalid(f"whitespace={value.whitespace!r} of a JsonSchema is none of spaced, compact, flexible")
         return msgspec.structs.replace(value, schema=schema_of(value.schema).schema)
     if hasattr(value, "model_json_schema"):
         value = model_schema(value)

@@ -70,12 +70,13 @@ class Choice(Leaf, frozen=True, tag="choice"):
 class JsonSchema(Leaf, frozen=True, tag="json"):
     """A JSON value that the schema (JSON text) accepts, its properties in the schema's order.
 
-    whitespace: "compact" (none outside strings) or "flexible". strict: refuse what can only be approximated; otherwise
-    approximations are named in the grammar's report and the finished text is validated.
+    whitespace: "spaced" (", " and ": ", as most text has it), "compact" (none outside strings) or "flexible".
+    strict: refuse what can only be approximated; otherwise approximations are named in the grammar's report and the
+    finished text is validated.
     """
 
     schema: str
-    whitespace: str = "compact"
+    whitespace: str = "spaced"
     strict: bool = False
 
 

@@ -40,6 +40,7 @@ class Texts:
         # what stands at the start of every transcript, and what "no context" is for this model
         self.start: list[int] = [bos] if bos is not None and adds_bos(directory) else []
         self.neutral: int = bos if bos is not None else (eos_ids(directory) or (0,))[0]
+        self._names = {number: token.content.encode() for number, token in added.items() if token.special}
         self._specials = tuple(token.content for token in added.values() if token.special and token.content)
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
@@ -64,8 +65,8 @@ class Texts:
         return Decoder(self.token_bytes)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """The ids' bytes as text; bytes that are no UTF-8 read as the replacement character."""
-        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
+        """The ids as text, special tokens by their names; bytes that are no UTF-8 read as the replacement character."""
+        return b"".join(self._names.get(i) or self.token_bytes[i] for i in ids).decode("utf-8", "replace")
 
     def compatible(self, text: str) -> list[int]:
         """Tokens that `text` begins with, or that begin with `text`: every one that may stand on the way to it."""

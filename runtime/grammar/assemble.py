@@ -64,6 +64,13 @@ def refusal(message: str, text: str = "") -> Invalid | Unsupported | TooBig:
     return Invalid(reason, position)
 
 
+_WHITESPACE: dict[str, dict[str, Any]] = {  # as llguidance calls it
+    "compact": {"whitespace_flexible": False},
+    "spaced": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    "flexible": {"whitespace_flexible": True},
+}
+
+
 class JsonLeaf(msgspec.Struct, frozen=True):
     """A JSON value in the grammar: the name of its rule, and its schema as the user wrote it."""
 
@@ -202,7 +209,7 @@ class _Builder:
         """The schema that is enforced, and as what stands behind %json."""
         if leaf not in self._normals:
             options: dict[str, Any] = {
-                "whitespace_flexible": leaf.whitespace == "flexible",
+                **_WHITESPACE[leaf.whitespace],
                 "json_allow_general_unicode_escapes": True,
             }
             schema = parse(leaf.schema)

@@ -39,7 +39,7 @@ from branchwork.runtime.grammar.recipe import (
 )
 from branchwork.runtime.grammar.vocabulary import Vocabulary
 
-_FORMAT = "2"  # of recipes: raise it when what they hold changes its meaning
+_FORMAT = "3"  # of recipes: raise it when what they hold changes its meaning
 _FILLED = 100  # masks of states near the start that are made before anybody asks
 _LLG_BYTES = 1 << 20  # a guess at what a compiled llguidance grammar holds, next to its text
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 _NOTES = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$schema", "$comment", "$id")
@@ -30,21 +30,36 @@ LARGEST = 20_000  # characters of the pattern
 _SPACE = r"[ \n\r\t]*"
 
 
+class Form(NamedTuple):
+    """What stands between the parts of a value: inside brackets, and around commas and colons."""
+
+    pad: str
+    comma: str
+    colon: str
+
+
+FORMS = {
+    "compact": Form("", ",", ":"),
+    "spaced": Form("", ", ", ": "),
+    "flexible": Form(_SPACE, f"{_SPACE},{_SPACE}", f"{_SPACE}:{_SPACE}"),
+}
+
+
 class _NotFlat(Exception):
     """The schema is for another engine."""
 
 
-def flat_regex(schema: dict[str, Any], whitespace: str = "compact") -> str | None:
+def flat_regex(schema: dict[str, Any], whitespace: str = "spaced") -> str | None:
     """A Rust pattern of the whole text, or None."""
-    space = "" if whitespace == "compact" else _SPACE
+    form = FORMS[whitespace]
     try:
-        pattern = _value(schema, space, 0)
+        pattern = _value(schema, form, 0)
     except _NotFlat:
         return None
     return pattern if len(pattern) <= LARGEST else None
 
 
-def _value(schema: Any, space: str, depth: int) -> str:
+def _value(schema: Any, form: Form, depth: int) -> str:
     if not isinstance(schema, dict):
         raise _NotFlat
     keys = set(schema) - _NOTES
@@ -70,10 +85,10 @@ def _value(schema: Any, space: str, depth: int) -> str:
             return f'"{CHARACTER}{_times(schema, "minLength", "maxLength", _LONGEST_STRING)}"'
         case "array":
             _only(keys, ("items", "minItems", "maxItems"))
-            return _array(schema, space, depth)
+            return _array(schema, form, depth)
         case "object":
             _only(keys, ("properties", "required", "additionalProperties"))
-            return _object(schema, space, depth)
+            return _object(schema, form, depth)
     raise _NotFlat
 
 
@@ -133,21 +148,21 @@ def _times(schema: dict[str, Any], low: str, high: str, limit: int) -> str:
     return "*" if least == 0 and most is None else f"{{{least},{'' if most is None else most}}}"
 
 
-def _array(schema: dict[str, Any], space: str, depth: int) -> str:
+def _array(schema: dict[str, Any], form: Form, depth: int) -> str:
     if "items" not in schema or depth >= _DEEPEST:
         raise _NotFlat
-    item = _value(schema["items"], space, depth + 1)
+    item = _value(schema["items"], form, depth + 1)
     least, most = _bounds(schema, "minItems", "maxItems")
     if max(least, most or 0) > _MOST_ITEMS:
         raise _NotFlat
     if most == 0:
-        return rf"\[{space}\]"
-    more = f"(?:{space},{space}{item}){{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
-    some = f"{item}{more}{space}"
-    return rf"\[{space}{some}\]" if least else rf"\[{space}(?:{some})?\]"
+        return rf"\[{form.pad}\]"
+    more = f"(?:{form.comma}{item}){{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
+    some = f"{item}{more}{form.pad}"
+    return rf"\[{form.pad}{some}\]" if least else rf"\[{form.pad}(?:{some})?\]"
 
 
-def _object(schema: dict[str, Any], space: str, depth: int) -> str:
+def _object(schema: dict[str, Any], form: Form, depth: int) -> str:
     properties, required = schema.get("properties"), schema.get("required", [])
     if schema.get("additionalProperties") is not False or not isinstance(properties, dict) or depth >= _DEEPEST:
         raise _NotFlat
@@ -156,10 +171,10 @@ def _object(schema: dict[str, Any], space: str, depth: int) -> str:
     if len(properties) - len(set(required)) > _MOST_OPTIONAL:
         raise _NotFlat
     pairs = [
-        (f"{_quoted(json.dumps(name, ensure_ascii=False))}{space}:{space}{_value(what, space, depth + 1)}", name)
+        (f"{_quoted(json.dumps(name, ensure_ascii=False))}{form.colon}{_value(what, form, depth + 1)}", name)
         for name, what in properties.items()
     ]
-    comma = f"{space},{space}"
+    comma = form.comma
     needed = [index for index, (_, name) in enumerate(pairs) if name in required]
 
     def behind(first: int) -> str:
@@ -169,10 +184,11 @@ def _object(schema: dict[str, Any], space: str, depth: int) -> str:
 
     if needed:
         before = "".join(f"(?:{pair}{comma})?" for pair, _ in pairs[: needed[0]])
-        inside = f"{before}{pairs[needed[0]][0]}{behind(needed[0] + 1)}{space}"
-        return rf"\{{{space}{inside}\}}"
+        inside = f"{before}{pairs[needed[0]][0]}{behind(needed[0] + 1)}{form.pad}"
+        return rf"\{{{form.pad}{inside}\}}"
     starts = [f"{pair}{behind(index + 1)}" for index, (pair, _) in enumerate(pairs)]
-    return rf"\{{{space}(?:{_either(starts)}{space})?\}}" if starts else rf"\{{{space}\}}"
+    pad = form.pad
+    return rf"\{{{pad}(?:{_either(starts)}{pad})?\}}" if starts else rf"\{{{pad}\}}"
 
 
 # --- integers in a range

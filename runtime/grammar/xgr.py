@@ -155,7 +155,7 @@ def prepare(constraint: Constraint, joined: bytes, lengths: bytes, eos: tuple[in
     compiler = _compiler(joined, lengths, eos)
     try:
         if isinstance(constraint, JsonSchema):
-            separators = None if flexible else (",", ":")
+            separators = {"compact": (",", ":"), "spaced": (", ", ": ")}.get(constraint.whitespace)
             compiled = compiler.compile_json_schema(
                 constraint.schema, any_whitespace=flexible, separators=separators, strict_mode=False
             )

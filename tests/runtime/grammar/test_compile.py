@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ from branchwork.runtime.grammar.matcher import Matcher
 from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.store import SUFFIX
 from branchwork.runtime.grammar.vocabulary import Vocabulary, unpack
+
+compact = partial(JsonSchema, whitespace="compact")
 
 NOWHERE = Options(folder="")
 
@@ -94,9 +97,9 @@ TURN = Sequence(
         (TURN, "dfa"),
         (Repeat(Regex("[a-z]"), 1, 3, ", "), "dfa"),
         (Regex("[a-z]{0,5000}"), "llguidance"),
-        (JsonSchema(RECURSIVE), "llguidance"),
+        (compact(RECURSIVE), "llguidance"),
         (Grammar('start: "(" start ")" | "x"'), "llguidance"),
-        (Sequence((Literal("v="), Capture("v", JsonSchema(RECURSIVE)))), "llguidance"),
+        (Sequence((Literal("v="), Capture("v", compact(RECURSIVE)))), "llguidance"),
         (Tagged((Tag("<a>", Regex("[0-9]+"), "</a>"),)), "llguidance"),
     ],
 )
@@ -112,7 +115,7 @@ def test_the_same_constraint_is_the_same_grammar() -> None:
     assert compile(Regex("[a-z]+"), VOCABULARY, NOWHERE) is not compile(Regex("[a-z]+"), byte_vocabulary(), NOWHERE)
 
 
-@pytest.mark.parametrize("constraint", [TURN, JsonSchema(RECURSIVE)], ids=["dfa", "llguidance"])
+@pytest.mark.parametrize("constraint", [TURN, compact(RECURSIVE)], ids=["dfa", "llguidance"])
 def test_a_new_process_finds_it_on_disk(constraint: Constraint, tmp_path: Path) -> None:
     limits = Options(folder=str(tmp_path))
     first, second = Compiler(VOCABULARY, limits), Compiler(byte_vocabulary(), limits)
@@ -172,7 +175,7 @@ def test_captures_of_json_grammars_and_large_regexes() -> None:
         (
             Capture("g", Grammar('start: "(" start ")" | "x"')),
             Literal("; "),
-            Capture("v", JsonSchema(RECURSIVE)),
+            Capture("v", compact(RECURSIVE)),
             Literal("; "),
             Capture("t", Regex("[a-z]{0,5000}")),
             Literal("."),
@@ -182,7 +185,7 @@ def test_captures_of_json_grammars_and_large_regexes() -> None:
 
 
 def test_a_number_ends_where_its_schema_ends_it() -> None:
-    digits = Sequence((Capture("d", JsonSchema('{"enum":[1,12]}')), Capture("rest", Regex("[0-9]*"))))
+    digits = Sequence((Capture("d", compact('{"enum":[1,12]}')), Capture("rest", Regex("[0-9]*"))))
     try:
         assert captured(digits, "1234") == [("d", "12"), ("rest", "34")]
     except ConstraintError as error:  # an engine may refuse the seam; it may not tell it wrong
@@ -190,7 +193,7 @@ def test_a_number_ends_where_its_schema_ends_it() -> None:
 
 
 def test_a_capture_around_everything_is_the_text() -> None:
-    whole = Capture("all", JsonSchema(RECURSIVE))
+    whole = Capture("all", compact(RECURSIVE))
     matcher = compile(whole, VOCABULARY, NOWHERE).start()
     write(matcher, '{"n":1')
     assert matcher.closed() == []
@@ -251,7 +254,7 @@ def test_a_matcher_without_captures_tells_none() -> None:
 
 # --- loose schemas
 
-LOOSE = JsonSchema(json.dumps({"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 50}))
+LOOSE = compact(json.dumps({"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 50}))
 
 
 def test_what_could_only_be_approximated_is_reported_and_validated() -> None:
@@ -259,7 +262,7 @@ def test_what_could_only_be_approximated_is_reported_and_validated() -> None:
     assert grammar.report.loose and grammar.report.approximations
     assert grammar.validate_text("[1,2]") == ""
     assert grammar.validate_text("[1,1]") != ""
-    strict = JsonSchema(LOOSE.schema, strict=True)
+    strict = compact(LOOSE.schema, strict=True)
     with pytest.raises(Unsupported):
         compile(strict, VOCABULARY, NOWHERE)
 
@@ -273,7 +276,7 @@ def test_the_json_inside_a_turn_is_validated_where_it_stands() -> None:
 
 
 def test_exact_grammars_validate_nothing() -> None:
-    grammar = compile(JsonSchema(RECURSIVE), VOCABULARY, NOWHERE)
+    grammar = compile(compact(RECURSIVE), VOCABULARY, NOWHERE)
     assert not grammar.report.loose and grammar.validate_text("[") == ""
 
 

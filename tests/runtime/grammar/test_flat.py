@@ -107,3 +107,10 @@ def test_strings_have_all_legal_escapes_and_no_lone_surrogates() -> None:
 )
 def test_what_is_not_plainly_flat_is_left_to_others(schema: dict[str, Any]) -> None:
     assert flat_regex(schema) is None
+
+
+def test_white_space_is_where_json_writes_it() -> None:
+    record = {"id": 7, "name": "ab", "tags": ["x", "y"], "place": {"lat": 1.5}}
+    spaced, flexible = pattern(RECORD, "spaced"), pattern(RECORD, "flexible")
+    assert spaced.fullmatch(json.dumps(record)) and not spaced.fullmatch(json.dumps(record, separators=(",", ":")))
+    assert flexible.fullmatch(json.dumps(record, indent=2)) and not pattern(RECORD).fullmatch(json.dumps(record))

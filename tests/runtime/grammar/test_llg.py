@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ from branchwork.runtime.grammar.llg import LlgMatcher, compile_llguidance, decod
 from branchwork.runtime.grammar.vocabulary import Vocabulary, unpack
 from tests.runtime.grammar.vocabularies import SMALL, gpt2
 
-POINT = JsonSchema(
+compact = partial(JsonSchema, whitespace="compact")
+
+POINT = compact(
     json.dumps(
         {
             "type": "object",
@@ -122,15 +125,26 @@ def test_jumps_are_canonical_and_follow_the_grammar() -> None:
 def test_special_tokens_never_stand_for_their_text() -> None:
     vocabulary = gpt2()
     special = [number for number, token in enumerate(vocabulary.tokens) if not token]
-    matcher = start(JsonSchema('{"type":"string"}'), vocabulary)
+    matcher = start(compact('{"type":"string"}'), vocabulary)
     matcher.accept(vocabulary.encode(b'"<|endoftext|'))
     assert not mask(matcher, vocabulary) & set(special)
 
 
-def test_compact_and_flexible_whitespace() -> None:
-    flexible = JsonSchema(POINT.schema, "flexible")
+def test_white_space_is_compact_spaced_or_flexible() -> None:
+    flexible, spaced = JsonSchema(POINT.schema, "flexible"), JsonSchema(POINT.schema)
+    assert takes(spaced, '{"name": "a", "age": 1}') and not takes(spaced, '{"name":"a","age":1}')
     assert takes(POINT, '{"name":"a","age":1}') and not takes(POINT, '{"name": "a","age":1}')
     assert takes(flexible, '{ "name" : "a",\n"age":1 }')
+
+
+NESTED = ({"a": [1, 2, {"b": None}], "c": {}}, [[], [1, "x, y: z"]])
+
+
+@pytest.mark.parametrize("value", NESTED)
+@pytest.mark.parametrize("keyword", ["const", "enum", "properties"])
+def test_spaced_values_are_what_json_writes_by_default(value: Any, keyword: str) -> None:
+    schemas = {"const": {"const": value}, "enum": {"enum": [value, 7]}, "properties": {"type": ["object", "array"]}}
+    assert takes(JsonSchema(json.dumps(schemas[keyword])), json.dumps(value))
 
 
 def test_a_turn_of_all_kinds_is_one_grammar() -> None:
@@ -174,13 +188,13 @@ def test_repeats_with_separators_have_their_counts() -> None:
 
 def test_loose_schemas_are_validated_and_strict_ones_refused() -> None:
     schema = '{"type":"array","items":{"type":"string"},"uniqueItems":true}'
-    grammar = compile_llguidance(JsonSchema(schema), SMALL)
+    grammar = compile_llguidance(compact(schema), SMALL)
     assert grammar.report.loose and "unique" in grammar.report.approximations[0]
     assert grammar.validate_text('["a","b"]') == "" and "non-unique" in grammar.validate_text('["a","a"]')
-    turn = compile_llguidance(Sequence((Literal("tags: "), JsonSchema(schema), Literal("."))), SMALL)
+    turn = compile_llguidance(Sequence((Literal("tags: "), compact(schema), Literal("."))), SMALL)
     assert turn.validate_text('tags: ["a"].') == "" and "non-unique" in turn.validate_text('tags: ["a","a"].')
     with pytest.raises(Unsupported, match="unique"):
-        compile_llguidance(JsonSchema(schema, strict=True), SMALL)
+        compile_llguidance(compact(schema, strict=True), SMALL)
 
 
 def test_a_lark_grammar_that_is_wrong_says_where() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from branchwork.lang.constraint import Invalid, JsonSchema, Regex, Tag, Tagged
 from branchwork.runtime.grammar.llg import compile_llguidance
 from tests.runtime.grammar.vocabularies import SMALL
 
-CALL = JsonSchema(
-    '{"type":"object","properties":{"x":{"type":"integer"}},"required":["x"],"additionalProperties":false}'
-)
+compact = partial(JsonSchema, whitespace="compact")
+
+CALL = compact('{"type":"object","properties":{"x":{"type":"integer"}},"required":["x"],"additionalProperties":false}')
 TOOLS = (Tag("<call>", CALL, "</call>"), Tag("<n>", Regex("[0-9]+"), "</n>"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from branchwork.runtime.grammar.leaves import byte_vocabulary
 from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.recipe import Options
 from branchwork.runtime.grammar.vocabulary import unpack
+
+compact = partial(JsonSchema, whitespace="compact")
 
 pytest.importorskip("xgrammar")
 
@@ -26,7 +29,7 @@ def compiler():
 
 
 def test_a_schema_is_compiled_in_a_worker_and_flagged_loose(compiler):
-    grammar = compiler.wait(JsonSchema('{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}'))
+    grammar = compiler.wait(compact('{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}'))
     assert grammar.report.backend == "xgrammar" and grammar.report.loose and grammar.report.approximations
     matcher, row = grammar.start(), np.zeros(9, np.int32)
     for byte in b'{"a":1}':
@@ -50,7 +53,7 @@ def test_it_is_bounded_by_the_deadline():
     compiler = Compiler(byte_vocabulary(), Options(folder="", backend="xgrammar", seconds=0.05), workers=1)
     began = time.monotonic()
     with pytest.raises(TooBig, match=r"0\.05 s"):
-        compiler.wait(JsonSchema(schema))
+        compiler.wait(compact(schema))
     assert time.monotonic() - began < 60
     compiler.close()
 
@@ -65,8 +68,8 @@ def test_it_is_bounded_by_the_deadline():
     ],
 )
 def test_only_what_is_right_in_itself_may_go_to_it(error: ConstraintError, may: bool):
-    assert compiled.xgrammar_may(JsonSchema("{}"), error) is may
-    assert not compiled.xgrammar_may(JsonSchema("{}", strict=True), error)
+    assert compiled.xgrammar_may(compact("{}"), error) is may
+    assert not compiled.xgrammar_may(compact("{}", strict=True), error)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,6 @@ def test_only_what_is_right_in_itself_may_go_to_it(error: ConstraintError, may: 
 def test_what_llguidance_refuses_for_good_is_refused(schema):
     compiler = Compiler(byte_vocabulary(), Options(folder="", seconds=60.0), workers=1)
     with pytest.raises(ConstraintError) as raised:
-        compiler.wait(JsonSchema(schema))
+        compiler.wait(compact(schema))
     assert "xgrammar" not in str(raised.value)
     compiler.close()
