@@ -43,7 +43,7 @@ class ProgramError(BranchworkError):
         return "\n".join(lines)
 
 
-class BackendError(BranchworkError):
+class BackendError(BranchworkError, RuntimeError):
     """Something between this process and whoever executes programs."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,14 +27,36 @@ _LOGPROBS = frozenset({"return_logprob", "logprob_start_len", "top_logprobs_num"
 _MOOT = frozenset(
     {"max_tokens", "min_tokens", "stop", "stop_token_ids", "stop_regex", "ignore_eos", "jump_forward", "logprob_start"}
 )
+# the order of gen's knobs in SGLang, for those who give them by position
+_ORDER = (
+    "max_tokens",
+    "min_tokens",
+    "n",
+    "stop",
+    "stop_token_ids",
+    "stop_regex",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "ignore_eos",
+    "return_logprob",
+    "logprob_start_len",
+    "top_logprobs_num",
+    "return_text_in_logprobs",
+)
+_TYPED_ORDER = tuple(knob for knob in _ORDER if knob != "min_tokens")  # of gen_int and gen_string
 KNOB_NAMES = frozenset(SamplingParams.__struct_fields__) | frozenset(_SPELLINGS) | _LOGPROBS
 
 
 def knobs_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """Knobs in our spelling, checked. SGLang's names for them are understood too.
 
-    return_logprob asks for logprobs with top_logprobs_num alternatives; logprob_start_len >= 0 (the index of the
-    first prompt token) also for prompt_logprobs. Texts always come with logprobs, so return_text_in_logprobs is moot.
+    return_logprob, or top_logprobs_num alone, asks for logprobs with so many alternatives; logprob_start_len >= 0 (the
+    index of the first prompt token) also for prompt_logprobs. Texts always come with them: return_text_in_logprobs is
+    moot.
     Raises TypeError and ValueError like params.normalise, TypeError when both spellings of a knob are given.
     """
     knobs = {name: value for name, value in given.items() if name not in _LOGPROBS and name not in _SPELLINGS}
@@ -42,8 +65,8 @@ def knobs_of(given: Mapping[str, Any]) -> dict[str, Any]:
             if knobs.get(ours) is not None:
                 raise TypeError(f"{theirs} and {ours} are the same knob; give one of them")
             knobs[ours] = given[theirs]
-    if given.get("return_logprob"):
-        top = given.get("top_logprobs_num") or 0
+    top = given.get("top_logprobs_num") or 0
+    if given.get("return_logprob") or (top and given.get("return_logprob") is None):
         start = given.get("logprob_start_len")
         asked = {"logprobs": top}
         if start is not None and start >= 0:
@@ -61,9 +84,9 @@ def knobs_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def gen(
     name: str | None = None,
-    *,
+    *by_position: Any,
     choices: Iterable[str] | Choice | None = None,
-    choices_method: str = token_length_normalized,
+    choices_method: str | None = None,
     regex: str | re.Pattern[str] | Regex | None = None,
     json_schema: Any = None,
     grammar: str | Grammar | None = None,
@@ -76,10 +99,13 @@ def gen(
 ) -> Gen | Select:
     """Generate text, kept as variable `name` when it has one. The knobs are those of lang.params.SamplingParams.
 
+    By position, knobs come in SGLang's order: max_tokens, min_tokens, n, stop ...
+
     At most one of these says what the text must be:
     regex: a pattern in Python's syntax that matches all of it. json_schema: a dict, JSON text or pydantic model class.
     grammar: Lark, GBNF or EBNF text. type: the variable is a value of this Python type (int, float, bool, Literal, an
-    Enum, a dataclass, list[T] ...; str is any text). dtype: the same for int, float and bool; str is a quoted word.
+    Enum, a dataclass, list[T] ...; str is any text). dtype: the same for int, float and bool as text; str is a quoted
+    word. As in SGLang, a regex beside a dtype is left out, with a warning.
     tags: free text in which each tag(...), once begun, is constrained; sections between the texts of `think` are left
     alone; at_least_one: a tag has to occur.
     choices: with knobs that only make sense where something is drawn (temperature above 0, n, seed, logprobs, top_p,
@@ -90,7 +116,11 @@ def gen(
     constraint that cannot be: Invalid, Unsupported or TooBig (all ValueError).
     """
     check_name(name)
-    checked = knobs_of(knobs)
+    checked = knobs_of(_placed(_ORDER, by_position, knobs))
+    method = token_length_normalized if choices_method is None else choices_method
+    if dtype is not None and regex is not None:
+        warnings.warn(f"gen has both dtype and regex; only dtype={dtype!r} is used", stacklevel=2)
+        regex = None
     if tags is None and (think is not None or at_least_one):
         raise TypeError("think and at_least_one say more about tags; give tags=[tag(...), ...] with them")
     given = {
@@ -105,11 +135,22 @@ def gen(
     found = asked(given)
     if isinstance(found.constraint, Choice) and choices is not None:
         if not _is_drawn(checked) and not isinstance(choices, Choice):
-            return _select(name, found.constraint.options, choices_method)
-        if choices_method != token_length_normalized:
-            raise TypeError(f"choices_method={choices_method!r} is for a select; these choices are drawn, not scored")
+            return _select(name, found.constraint.options, method)
+        if method != token_length_normalized:
+            raise TypeError(f"choices_method={method!r} is for a select; these choices are drawn, not scored")
     readers = {} if found.read is None or name is None else {name: found.read}
     return Gen(name, checked, constraint=found.constraint, readers=readers)
+
+
+def _placed(order: tuple[str, ...], values: tuple[Any, ...], knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs with those given by position among them. Raises TypeError for too many, or one that is given twice."""
+    if len(values) > len(order):
+        raise TypeError(f"{len(values)} knobs by position; there are {len(order)}: {', '.join(order)}")
+    placed = dict(zip(order, values))
+    for name, value in placed.items():
+        if value is not None and knobs.get(name) is not None:
+            raise TypeError(f"{name} is given by position ({value!r}) and by name ({knobs[name]!r}); give one of them")
+    return {**placed, **{name: value for name, value in knobs.items() if value is not None or name not in placed}}
 
 
 def _is_drawn(knobs: Mapping[str, Any]) -> bool:
@@ -132,19 +173,20 @@ gen.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # so that 
 def select(
     name: str | None = None,
     choices: Iterable[str] | None = None,
-    temperature: float = 0.0,
-    choices_method: str = token_length_normalized,
+    temperature: float | None = 0.0,
+    choices_method: str | None = None,
 ) -> Select:
     """The one of `choices` that the model finds most likely here, by one of the scorers in lang.choices.
 
     Raises ValueError for no choices, an empty or a repeated one, an unknown method, or a temperature above 0.
     """
     check_name(name)
-    if temperature > 1e-5:
+    if temperature is not None and temperature > 1e-5:
         raise ValueError(f"select takes the best choice, so temperature must be 0, got {temperature!r}")
     if choices is None:
         raise ValueError("select needs choices, a list of texts")
-    return _select(name, options_of(choices), choices_method)
+    method = token_length_normalized if choices_method is None else choices_method
+    return _select(name, options_of(choices), method)
 
 
 def _select(name: str | None, options: tuple[str, ...], method: str) -> Select:
@@ -153,14 +195,14 @@ def _select(name: str | None, options: tuple[str, ...], method: str) -> Select:
     return Select(name, options, method)
 
 
-def gen_int(name: str | None = None, **knobs: Any) -> Gen | Select:
+def gen_int(name: str | None = None, *by_position: Any, **knobs: Any) -> Gen | Select:
     """gen(name, dtype=int, ...): the text of an integer; type=int makes an int of it."""
-    return gen(name, dtype=int, **knobs)
+    return gen(name, dtype=int, **_placed(_TYPED_ORDER, by_position, knobs))
 
 
-def gen_string(name: str | None = None, **knobs: Any) -> Gen | Select:
+def gen_string(name: str | None = None, *by_position: Any, **knobs: Any) -> Gen | Select:
     """gen(name, dtype=str, ...): a quoted word."""
-    return gen(name, dtype=str, **knobs)
+    return gen(name, dtype=str, **_placed(_TYPED_ORDER, by_position, knobs))
 
 
 def check_name(name: str | None) -> None:

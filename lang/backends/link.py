@@ -28,7 +28,7 @@ from zmq.utils.monitor import recv_monitor_message
 from branchwork.lang import loop
 from branchwork.lang.backend import Lost, Sink
 from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeUnavailable
-from branchwork.lang.ir import Laid, Template
+from branchwork.lang.ir import Laid, Placed, Template, bare
 from branchwork.lang.protocol import (
     MAX_FRAME,
     VERSION,
@@ -169,7 +169,7 @@ class Link:
             number = next(self._numbers) if known is None else known[0]
             self._templates[id(template)] = (number, template)
             oldest = self._templates.pop(next(iter(self._templates))) if len(self._templates) > TEMPLATES else None
-            define = template.nodes if known is None else ()
+            define = tuple(Placed(p.branch, bare(p.node)) for p in template.nodes) if known is None else ()
             size = len(template.nodes)
             self.put(Start(program, number, size, tuple(arguments), define, stream, budget))
             if oldest is not None:

@@ -1,21 +1,21 @@
 """Our own runtime as a backend: connect to one that serves, or start one for this program.
 
-Knows: endpoints, keys, the runtime's command line. Must not know: the runtime's code, messages' contents.
+Knows: endpoints, keys. Must not know: the runtime's code and command line, messages' contents.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 import os
-import re
 import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,20 +23,25 @@ from typing import Any
 import zmq
 import zmq.auth
 
-from branchwork.lang import loop
+from branchwork.lang import loop, prompts
 from branchwork.lang.backend import Session, Sink, refuse_pictures
+from branchwork.lang.backends import process, spellings
 from branchwork.lang.backends.link import Keys, Link
-from branchwork.lang.errors import BackendError, Refused, RuntimeLost, RuntimeStartError, RuntimeUnavailable
+from branchwork.lang.errors import (
+    BackendError,
+    CapabilityError,
+    Refused,
+    RuntimeLost,
+    RuntimeStartError,
+)
 from branchwork.lang.ir import Laid, Node, Template
 from branchwork.lang.protocol import Budget, Cancel, ChatFrames, ModelInfo, Open, is_private
 
-IPC_PATH = 100  # bytes that every platform allows in the path of a socket
 Stage = Callable[[str, float], None]
-LAST_WORDS = 2000  # characters of a dead runtime's log that go into an error
 
 
 class RuntimeBackend:
-    """Programs run on the runtime behind `link`. Made by connect() and Runtime()."""
+    """Programs run on the runtime behind `link`. Made by connect(), Runtime() and RuntimeEndpoint()."""
 
     def __init__(self, link: Link, model: ModelInfo) -> None:
         self.model = model
@@ -62,9 +67,26 @@ class RuntimeBackend:
         """The runtime's counters. Raises RuntimeLost, BackendError."""
         return self._link.ask("stats", timeout)
 
-    def flush_cache(self, timeout: float = 60.0) -> dict[str, Any]:
-        """Drop every cached prefix that nobody uses. Raises RuntimeLost, BackendError."""
+    def flush_cache(self, empty_cache: bool = True, *, timeout: float = 60.0) -> dict[str, Any]:
+        """Drop every cached prefix that nobody uses. empty_cache: SGLang's, without effect.
+
+        Raises RuntimeLost, BackendError.
+        """
         return self._link.ask("flush_cache", timeout)
+
+    def cache_prefix(self, prefix: str) -> None:
+        """Compute the KV of a text ahead of the programs that begin with it. Raises ProgramError, BackendError."""
+        prompts.complete(self, prefix, {"max_tokens": 1, "temperature": 0.0})
+
+    def get_model_name(self) -> str:
+        return self.model.name
+
+    def get_server_info(self) -> dict[str, Any]:
+        """The model and the runtime's counters. Raises RuntimeLost, BackendError."""
+        model = self.model
+        about = {"model_path": model.name, "family": model.family, "context_length": model.context}
+        pages = {"pages": model.pages, "page_size": model.page_size, "device": model.device}
+        return {**about, "vocab_size": model.vocab, "endpoint": self.endpoint, **pages, **self.stats()}
 
     def ask(self, what: str, timeout: float = 10.0) -> dict[str, Any]:
         """Any question the runtime answers (ping, stats, check, flush_cache). Raises RuntimeLost, BackendError."""
@@ -113,6 +135,10 @@ def connect(
     client's client.key_secret, as `branchwork keys` writes them; needed for any other machine.
     timeout: seconds without a sign of life. Raises RuntimeUnavailable, Refused.
     """
+    return RuntimeBackend(*_dial(endpoint, token, timeout, curve_keys))
+
+
+def _dial(endpoint: str, token: str, timeout: float, curve_keys: str | Path) -> tuple[Link, ModelInfo]:
     if not curve_keys and not is_private(endpoint):
         raise Refused(
             "unencrypted",
@@ -121,9 +147,39 @@ def connect(
         )
     link = Link(endpoint, _read_keys(Path(curve_keys)) if curve_keys else None)
     try:
-        return RuntimeBackend(link, loop.run(link.start(token, timeout, None)))
+        return link, loop.run(link.start(token, timeout, None))
     except Refused as no:
         raise Refused(no.code, f"{no.reason} (said by the runtime at {endpoint})") from None
+
+
+class RuntimeEndpoint(RuntimeBackend):
+    """connect() by the name that SGLang programs use.
+
+    base_url: http://host:port (means tcp://host:port), tcp://host:port, or ipc://path. api_key: the runtime's token.
+    verify and chat_template_name have no meaning here: another machine is known by its CURVE keys, and a model's turns
+    are framed by its own chat template. Raises ValueError for an address of another kind and for `verify`;
+    RuntimeUnavailable, Refused.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        verify: str | None = None,
+        chat_template_name: str | None = None,
+        *,
+        curve_keys: str | Path = "",
+        timeout: float = 10.0,
+    ) -> None:
+        if verify is not None:
+            raise ValueError(f"verify={verify!r} is for HTTPS; a runtime on another machine needs curve_keys=FOLDER")
+        if chat_template_name is not None:
+            warnings.warn(
+                f"chat_template_name={chat_template_name!r} is not used: turns are framed by the model's own template",
+                stacklevel=2,
+            )
+        super().__init__(*_dial(spellings.address(base_url), api_key or "", timeout, curve_keys))
+        self.base_url = base_url
 
 
 def _read_keys(folder: Path) -> Keys:
@@ -141,8 +197,12 @@ class Runtime:
 
     endpoint: where it listens; by default a socket in a folder that only this user can enter, else loopback TCP with a
     secret that both sides know (port * takes a free one). options are the runtime's own (page_size=16, ...) and are
-    handed on as name=value. progress: True prints loading stages, a function hears (stage, fraction).
-    start_timeout: seconds without a sign of life while it loads. Raises RuntimeStartError with the runtime's own words.
+    handed on as name=value; SGLang's names for them (model_path, port, api_key, context_length ...) are understood too,
+    see lang.backends.spellings. progress: True prints loading stages, a function hears (stage, fraction).
+    start_timeout: seconds without a sign of life while it loads. Raises RuntimeStartError with the runtime's own words,
+    ValueError for what this runtime cannot do.
+
+    api_key: the secret that others give to reach it, "" where its folder already keeps them out.
     """
 
     def __init__(
@@ -154,14 +214,17 @@ class Runtime:
         start_timeout: float = 120.0,
         **options: Any,
     ) -> None:
-        folder = Path(_private_folder())
+        asked = spellings.asked(model, endpoint, options)
+        model, endpoint, start_timeout = asked.model, asked.endpoint, asked.timeout or start_timeout
+        if endpoint and not is_private(endpoint):
+            raise Refused("unencrypted", f"{endpoint} is open to other machines; a runtime of one's own needs loopback")
+        folder = Path(process.private_folder())
         ipc = f"ipc://{folder}/runtime"
         endpoint = endpoint or (ipc if zmq.has("ipc") else "tcp://127.0.0.1:*")
-        if not is_private(endpoint):
-            raise Refused("unencrypted", f"{endpoint} is open to other machines; a runtime of one's own needs loopback")
-        token = "" if endpoint == ipc else secrets.token_hex(16)
-        self._process = _spawn(model, endpoint, options, folder / "log", token)
-        ended = _Obituary(self._process, folder / "log")
+        self._model_path = model
+        self.api_key = token = asked.token or ("" if endpoint == ipc else secrets.token_hex(16))
+        self._process = process.spawn(model, endpoint, asked.options, folder / "log", token)
+        ended = process.Obituary(self._process, folder / "log")
         link = Link(endpoint, owner=ended)
         self._finalizer = weakref.finalize(self, _end, os.getpid(), self._process, link, folder)
         try:
@@ -182,6 +245,8 @@ class Runtime:
     @property
     def endpoint(self) -> str:
         return self._backend.endpoint
+
+    url = endpoint
 
     @property
     def model(self) -> ModelInfo:
@@ -205,9 +270,48 @@ class Runtime:
         """The runtime's counters. Raises RuntimeLost, BackendError."""
         return self._backend.stats()
 
-    def flush_cache(self) -> dict[str, Any]:
+    def flush_cache(self, empty_cache: bool = True) -> dict[str, Any]:
         """Drop every cached prefix that nobody uses. Raises RuntimeLost, BackendError."""
-        return self._backend.flush_cache()
+        return self._backend.flush_cache(empty_cache)
+
+    def cache_prefix(self, prefix: str) -> None:
+        """Compute the KV of a text ahead of the programs that begin with it. Raises ProgramError, BackendError."""
+        self._backend.cache_prefix(prefix)
+
+    def get_model_name(self) -> str:
+        return self._backend.get_model_name()
+
+    def get_server_info(self) -> dict[str, Any]:
+        """The model and the runtime's counters. Raises RuntimeLost, BackendError."""
+        return self._backend.get_server_info()
+
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer, as transformers makes it."""
+        return tokenizer_of(self._model_path)
+
+    def generate(
+        self, prompt: str | Sequence[str], sampling_params: Mapping[str, Any] | None = None, **logprobs: Any
+    ) -> str:
+        """What comes after a prompt, as JSON text with text and meta_info; a list of these for several prompts.
+
+        logprobs: return_logprob, logprob_start_len, top_logprobs_num. Raises ProgramError, TypeError, ValueError.
+        """
+        return json.dumps(prompts.complete(self, prompt, {**(sampling_params or {}), **logprobs}))
+
+    async def async_generate(self, prompt: str, sampling_params: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
+        """What comes after a prompt, piece by piece."""
+        shown = 0
+        async with contextlib.aclosing(prompts.pieces_async(self, prompt, sampling_params)) as pieces:
+            async for grown in pieces:
+                if len(grown["text"]) > shown:
+                    yield grown["text"][shown:]
+                shown = len(grown["text"])
+
+    add_request = async_generate
+
+    def encode(self, prompt: str | Sequence[str]) -> str:
+        """Raises CapabilityError: there are no embeddings yet."""
+        raise CapabilityError(f"the model {self.model.name!r} generates text; there are no embeddings yet")
 
     def check(self) -> dict[str, Any]:
         """Let the runtime prove its own books; `fault` in the answer says what does not add up."""
@@ -226,73 +330,21 @@ class Runtime:
         self.shutdown()
 
 
-class _Obituary:
-    """Tells why an owned process has ended, or None while it runs."""
+def tokenizer_of(model: str) -> Any:
+    """The tokenizer of a directory, a hub name or the shipped model, as transformers makes it. Downloads nothing."""
+    from transformers import AutoTokenizer
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process, self._log = process, log
-
-    def __call__(self) -> str | None:
-        code = self._process.poll()
-        if code is None:
-            return None
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-        return f"The runtime (process {self._process.pid}) {how}.{self.last_words()}"
-
-    def listening(self, timeout: float) -> str:
-        """The endpoint that it says it took. Raises RuntimeLost when it ends first, RuntimeUnavailable on timeout."""
-        until = time.monotonic() + timeout
-        while time.monotonic() < until:
-            said = re.search(r"listening on (\S+)\n", self._log.read_text(errors="replace"))
-            if said is not None:
-                return said[1]
-            words = self()
-            if words is not None:
-                raise RuntimeLost(words)
-            time.sleep(0.05)
-        raise RuntimeUnavailable(f"it did not say within {timeout:g} s where it listens")
-
-    def last_words(self) -> str:
-        text = self._log.read_text(errors="replace").strip() if self._log.exists() else ""
-        return f" Its last words:\n{text[-LAST_WORDS:]}" if text else ""
+    found = importlib.util.find_spec(f"branchwork.runtime.{model}") if model == spellings.SHIPPED else None
+    folder = found.submodule_search_locations[0] if found and found.submodule_search_locations else model
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _private_folder() -> str:
-    """A new folder that only this user may enter, with a path short enough for a socket in it."""
-    folder = tempfile.mkdtemp(prefix="branchwork-")
-    if len(os.fsencode(folder)) > IPC_PATH - len("/runtime"):
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="branchwork-", dir="/tmp")
-    return folder
-
-
-def _spawn(model: str, endpoint: str, options: dict[str, Any], log: Path, token: str) -> subprocess.Popen[bytes]:
-    env = os.environ | {"BRANCHWORK_TOKEN": token}
-    command = [sys.executable, "-m", "branchwork.runtime.gateway.main", "--model", model, "--endpoint", endpoint]
-    for name, value in options.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        command += ["--option", f"{name}={text}"] if value is not None else []
-    with log.open("wb") as out:
-        # A session of its own: Ctrl-C at the terminal is for the program, which then ends the runtime itself.
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True, env=env)
-
-
-def _end(parent: int, process: subprocess.Popen[bytes], link: Link, folder: Path) -> None:
-    """Close the connection, then the runtime's stdin (its sign to end), then insist. Nothing in a forked child."""
-    if os.getpid() != parent:
-        return
-    link.close_soon()
-    if process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError):  # it has ended already
-            process.stdin.close()
-    for insist in (process.terminate, process.kill):
-        try:
-            process.wait(5)
-            break
-        except subprocess.TimeoutExpired:
-            insist()
-    process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+def _end(parent: int, owned: subprocess.Popen[bytes], link: Link, folder: Path) -> None:
+    """Close the connection, then end the runtime. Nothing in a forked child."""
+    if os.getpid() == parent:
+        link.close_soon()
+        process.end(owned)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _print_stage(stage: str, fraction: float) -> None:

@@ -57,12 +57,13 @@ class Selection:
         unconditional = [[token.logprob for token in option] for option in scored.unconditional] or None
         ends = self._ends(scored.options[count:])
         index, normalized = choices.decide(self._method, scores, unconditional, ends)
+        means = [sum(option) / len(option) for option in scores]
         usage = scored.usage
         meta: dict[str, Any] = {
             "choice": self._options[index],
             "choices": list(self._options),
             "method": self._method,
-            "normalized_prompt_logprobs": normalized,
+            "normalized_prompt_logprobs": normalized if self._method == choices.exact else means,
             "input_token_logprobs": [triples(option, texts) for option in scored.options[:count]],
             "prompt_tokens": usage.prompt,
             "cached_tokens": usage.reused,
@@ -73,8 +74,11 @@ class Selection:
         if self._method == choices.exact:
             meta["probabilities"] = [math.exp(score) for score in normalized]
             meta["end_logprobs"] = ends
+        if self._method == choices.greedy_token_selection:
+            meta["greedy_logprob_matrix"] = _padded(scores, means)
         if unconditional:
             meta["unconditional_token_logprobs"] = [triples(option, texts) for option in scored.unconditional]
+            meta["normalized_unconditional_prompt_logprobs"] = normalized
         return index, meta
 
     def _ends(self, longer: Sequence[Sequence[wire.TokenScore]]) -> list[float] | None:
@@ -87,6 +91,12 @@ class Selection:
             at += len(tokens)
             ends.append(math.log(max(1.0 - goes_on, 1e-12)))
         return ends
+
+
+def _padded(scores: Sequence[Sequence[float]], means: Sequence[float]) -> list[list[float]]:
+    """[options][places]: the log-probabilities that a greedy choice compares; a shorter option goes on with its mean."""
+    longest = max(len(option) for option in scores)
+    return [[*option, *[mean] * (longest - len(option))] for option, mean in zip(scores, means)]
 
 
 def _ways_on(option: str, options: Sequence[str], texts: Texts) -> list[int]:
