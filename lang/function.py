@@ -1,7 +1,7 @@
 """`@function`: a Python function as a program, and the ways to run it.
 
 Knows: signatures, knobs as run-level defaults, worker threads for bodies. Must not know: sockets, nodes.
-A body that waits for a value needs a thread; waiting for generation itself never does.
+A `def` body that waits for a value needs a thread; an `async def` body, and waiting for generation itself, never does.
 """
 
 from __future__ import annotations
@@ -11,22 +11,29 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple, overload
+from typing import Any, Concatenate, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 from branchwork.lang.backend import Backend
-from branchwork.lang.batch import run_rows
+from branchwork.lang.batch import Crew, finished, planned, run_rows
+from branchwork.lang.budget import checked
+from branchwork.lang.compile import Compiled
 from branchwork.lang.expr import KNOB_NAMES, knobs_of
 from branchwork.lang.live import LiveProgram
+from branchwork.lang.protocol import Budget
 from branchwork.lang.state import ProgramState
+from branchwork.lang.symbols import current, refuse
 
-RUN_OPTIONS = frozenset({"backend", "stream", "use_thread"})  # use_thread: SGLang's, without effect
-BODIES = min(64, 16 * (os.cpu_count() or 1))  # threads for the bodies of arun
+P = ParamSpec("P")
+R = TypeVar("R")
+RUN_OPTIONS = frozenset({"backend", "stream", "budget", "use_thread"})  # use_thread: SGLang's, without effect
+BODIES = min(64, 16 * (os.cpu_count() or 1))  # threads for the `def` bodies of arun
 
 _default: Backend | None = None
 _default_lock = threading.Lock()
+when_done: Callable[[ProgramState[Any]], object] | None = None  # hears of every run whose body has returned
 
 
 def set_default_backend(backend: Backend | None) -> None:
@@ -55,40 +62,58 @@ os.register_at_fork(after_in_child=_bodies.cache_clear)
 
 
 class Invocation(NamedTuple):
-    """One run, its arguments sorted out: the body waits only for its state."""
+    """One run, its arguments sorted out: the body waits only for its state.
 
-    body: Callable[[ProgramState], Any]
+    arguments: by name, defaults not among them. stream: text comes piece by piece, the body runs in its own thread.
+    """
+
+    body: Callable[..., Any]
+    arguments: inspect.BoundArguments
     knobs: dict[str, Any]
     backend: Backend | None
-    apart: bool  # stream=True: the body runs in a thread of its own, text comes piece by piece
+    stream: bool
+    budget: Budget | None
+    speculate: int | None
 
-    def begin(self) -> ProgramState:
+    def on_backend(self) -> Backend:
+        return self.backend or default_backend()
+
+    async def with_backend(self) -> Invocation:
+        """With a backend to run on; only where the default one has yet to be started, a thread does that."""
+        if self.backend is None and _default is None:
+            return self._replace(backend=await asyncio.get_running_loop().run_in_executor(None, default_backend))
+        return self._replace(backend=self.on_backend())
+
+    def begin(self) -> ProgramState[Any]:
         """Raises BackendError when the backend cannot take it."""
-        return ProgramState(LiveProgram(self.backend or default_backend(), stream=self.apart), knobs=self.knobs)
+        live = LiveProgram(self.on_backend(), self.stream, self.budget, self.speculate)
+        return ProgramState(live, knobs=self.knobs)
 
-    def perform(self, state: ProgramState) -> None:
+    def perform(self, state: ProgramState[Any]) -> None:
         """Run the body in this thread. What it raises also stops the program."""
         live = state.live
         live.body.thread = threading.get_ident()
         try:
-            value = self.body(state)
+            value = self._value(state)
             if inspect.isawaitable(value):
                 value = asyncio.run(_await(value))
         except BaseException as error:
             live.end(error=error)
             raise
         live.end(value)
+        if when_done is not None:
+            when_done(state)
 
-    async def perform_async(self, state: ProgramState) -> None:
+    async def perform_async(self, state: ProgramState[Any]) -> None:
         """Run an `async def` body on the caller's loop."""
         try:
-            value = await self.body(state)
+            value = await self._value(state)
         except BaseException as error:
             state.live.end(error=error)
             raise
         state.live.end(value)
 
-    def perform_apart(self, state: ProgramState) -> None:
+    def perform_apart(self, state: ProgramState[Any]) -> None:
         """Start the body in a thread of its own; what it raises reaches whoever reads from the state."""
         started = threading.Event()
 
@@ -101,46 +126,62 @@ class Invocation(NamedTuple):
         threading.Thread(target=work, name="branchwork-stream", daemon=True).start()
         started.wait()
 
+    def _value(self, state: ProgramState[Any]) -> Any:
+        return self.body(state, *self.arguments.args[1:], **self.arguments.kwargs)
+
 
 async def _await(value: Awaitable[Any]) -> Any:
     return await value
 
 
-class Function:
+class Function(Generic[P, R]):
     """A program. Its own parameters come first; names that are not among them are knobs or run options.
 
     Options of every way to run: arguments of the program by name; knobs (lang.params.SamplingParams) as defaults
-    that each gen may override; backend=, what executes the program.
+    that each gen may override; backend=, what executes the program; budget=, what the whole program may use.
+    num_api_spec_tokens: tokens of one call with which a hosted API may answer several gens of a turn; None for none.
     """
 
-    def __init__(self, body: Callable[..., Any], bound: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        body: Callable[..., Any],
+        bound: Mapping[str, Any] | None = None,
+        num_api_spec_tokens: int | None = None,
+    ) -> None:
         signature = inspect.signature(body)
         parameters = list(signature.parameters.values())
         if not parameters or parameters[0].name != "s":
-            raise TypeError(f"the first parameter of program {body.__name__!r} must be named s (its state)")
+            raise TypeError(f"the first parameter of program {_name(body)!r} must be named s (its state)")
+        if num_api_spec_tokens is not None and num_api_spec_tokens < 1:
+            raise ValueError(f"num_api_spec_tokens must be at least 1 or None, got {num_api_spec_tokens!r}")
         self.body = body
         self.bound = dict(bound or {})
+        self.num_api_spec_tokens = num_api_spec_tokens
         self.parameters = {p.name: p for p in parameters[1:]}
         self.signature = signature
         functools.update_wrapper(self, body)
 
-    def bind(self, **arguments: Any) -> Function:
+    def bind(self, **arguments: Any) -> Function[..., R]:
         """The same program with some arguments fixed."""
         unknown = [name for name in arguments if name not in self.parameters and not self._takes_any()]
         if unknown:
-            raise TypeError(f"{self.body.__name__} has no parameters {unknown} to bind; it has {list(self.parameters)}")
-        return Function(self.body, self.bound | arguments)
+            raise TypeError(f"{_name(self.body)} has no parameters {unknown} to bind; it has {list(self.parameters)}")
+        return Function(self.body, self.bound | arguments, self.num_api_spec_tokens)
 
-    def run(self, *args: Any, **options: Any) -> ProgramState:
+    @overload
+    def run(self, *args: P.args, **options: P.kwargs) -> ProgramState[R]: ...
+    @overload
+    def run(self, *args: Any, **options: Any) -> ProgramState[R]: ...
+    def run(self, *args: Any, **options: Any) -> ProgramState[R]:
         """Run the body in this thread and return its state; with stream=True in another one, returning at once.
 
         Generation may go on after the return: reading from the state waits, and raises what went wrong.
         """
-        invocation = self._invoke(args, options)
-        if inspect.iscoroutinefunction(self.body) and not invocation.apart and _loop_runs_here():
-            raise RuntimeError(f"an event loop runs here; use `await {self.body.__name__}.arun(...)`")
+        invocation = self.invoke(args, options)
+        if inspect.iscoroutinefunction(self.body) and not invocation.stream and _loop_runs_here():
+            raise RuntimeError(f"an event loop runs here; use `await {_name(self.body)}.arun(...)`")
         state = invocation.begin()
-        if invocation.apart:
+        if invocation.stream:
             invocation.perform_apart(state)
         else:
             invocation.perform(state)
@@ -148,21 +189,30 @@ class Function:
 
     __call__ = run
 
-    def stream(self, *args: Any, **options: Any) -> ProgramState:
+    @overload
+    def stream(self, *args: P.args, **options: P.kwargs) -> ProgramState[R]: ...
+    @overload
+    def stream(self, *args: Any, **options: Any) -> ProgramState[R]: ...
+    def stream(self, *args: Any, **options: Any) -> ProgramState[R]:
         """run(stream=True): then read the state's text_iter or text_async_iter."""
-        invocation = self._invoke(args, options)._replace(apart=True)
+        invocation = self.invoke(args, options)._replace(stream=True)
         state = invocation.begin()
         invocation.perform_apart(state)
         return state
 
-    async def arun(self, *args: Any, **options: Any) -> ProgramState:
-        """Run to the end of generation without blocking the caller's loop; `def` bodies run in a bounded pool.
+    @overload
+    async def arun(self, *args: P.args, **options: P.kwargs) -> ProgramState[R]: ...
+    @overload
+    async def arun(self, *args: Any, **options: Any) -> ProgramState[R]: ...
+    async def arun(self, *args: Any, **options: Any) -> ProgramState[R]:
+        """Run to the end of generation without blocking the caller's loop.
 
-        Cancelling the task cancels the program. What went wrong in a node is raised on reading, as with run.
+        An `async def` body runs on that loop, without any thread; `def` bodies run in a bounded pool of threads.
+        Cancelling the task cancels the program. Raises what went wrong on any branch that was not given up on.
         """
         here = asyncio.get_running_loop()
-        invocation = self._invoke(args, options)
-        state = await here.run_in_executor(_bodies(), invocation.begin)
+        invocation = await self.invoke(args, options).with_backend()
+        state = invocation.begin()
         try:
             if inspect.iscoroutinefunction(self.body):
                 state.live.body.thread = threading.get_ident()
@@ -173,11 +223,31 @@ class Function:
         except asyncio.CancelledError:
             state.live.cancel()
             raise
-        return state
+        return finished(state)
 
+    @overload
     def run_batch(
         self,
-        batch: Sequence[Mapping[str, Any] | Sequence[Any]],
+        batch: Iterable[Mapping[str, Any] | Sequence[Any]],
+        *,
+        generator_style: Literal[False] = ...,
+        return_exceptions: Literal[False] = ...,
+        **options: Any,
+    ) -> list[ProgramState[R]]: ...
+    @overload
+    def run_batch(
+        self,
+        batch: Iterable[Mapping[str, Any] | Sequence[Any]],
+        *,
+        generator_style: Literal[True],
+        return_exceptions: Literal[False] = ...,
+        **options: Any,
+    ) -> Iterator[ProgramState[R]]: ...
+    @overload
+    def run_batch(self, batch: Iterable[Mapping[str, Any] | Sequence[Any]], **options: Any) -> Any: ...
+    def run_batch(
+        self,
+        batch: Iterable[Mapping[str, Any] | Sequence[Any]],
         *,
         num_threads: int | str = "auto",
         progress_bar: bool = False,
@@ -187,31 +257,66 @@ class Function:
     ) -> Any:
         """Run one program per row (a dict of arguments, or a tuple of them); a list of finished states in input order.
 
-        num_threads: rows under way at once; "auto" is max(96, 16 x cores). generator_style: an iterator that gives
-        states as they are due. A row that fails raises its error and stops the rest; with return_exceptions the error
-        stands in its place. Raises TypeError for a row that does not fit before anything runs.
+        num_threads: rows under way at once, each with a thread for its body; "auto" is max(96, 16 x cores).
+        generator_style: an iterator that gives states as they are due and takes rows as it goes, so that its memory
+        does not depend on how many there are. A row that fails, on any branch that was not given up on, raises its
+        error and stops the rest; with return_exceptions the error stands in its place.
+        Raises TypeError for a row that does not fit: of a sequence of rows before anything runs.
         """
-        if num_threads != "auto" and (not isinstance(num_threads, int) or num_threads < 1):
-            raise ValueError(f"num_threads must be at least 1 or 'auto', got {num_threads!r}")
-        width = max(96, 16 * (os.cpu_count() or 1)) if isinstance(num_threads, str) else num_threads
-        invocations = [
-            self._invoke((), {**options, **row}) if isinstance(row, Mapping) else self._invoke(tuple(row), options)
-            for row in batch
-        ]
+        auto = max(96, 16 * (os.cpu_count() or 1))
+        plan = planned(batch, num_threads, auto, progress_bar, generator_style, return_exceptions)
+        self.check_rows(batch, options)
 
-        def start(index: int) -> tuple[ProgramState, Callable[[], object]]:
-            state = invocations[index].begin()
-            return state, functools.partial(invocations[index].perform, state)
+        def begin(crew: Crew, row: Mapping[str, Any] | Sequence[Any]) -> Future[ProgramState[Any] | None]:
+            invocation = self.invoke_row(row, options)
+            return crew.perform(invocation.begin, invocation.perform)
 
-        ahead = 2 * width if generator_style else len(invocations)
-        results = run_rows(len(invocations), start, width, progress_bar, return_exceptions, ahead)
+        results = run_rows(batch, begin, plan)
         return results if generator_style else list(results)
 
-    def _takes_any(self) -> bool:
-        return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters.values())
+    def compile(
+        self,
+        *,
+        backend: Backend | None = None,
+        drop_unread: bool = False,
+        keep: Iterable[str] = (),
+        **fixed: Any,
+    ) -> Compiled[P, R]:
+        """The program as a template that the runtime runs as a whole, without asking back between two gens.
 
-    def _invoke(self, args: Sequence[Any], options: Mapping[str, Any]) -> Invocation:
-        """Sort out who gets which argument. Raises TypeError for one that nobody takes."""
+        The body runs now, on symbols in place of texts, with all its side effects; nothing of it runs later. Arguments
+        in `fixed` are part of the template, and so is every argument that is not text: there is a template for each
+        combination of their values. Where the body computes on a text (a condition on it, len(), strip() ...) it is not
+        compiled: it runs as before, and `notes` say which line forbids it.
+
+        backend: what it is going to run on, for the chat template of `prefix`. drop_unread: gens at the end of a branch
+        go whose variables are neither read by the program nor in `keep`.
+        """
+        bound = cast("Function[P, R]", self.bind(**fixed))
+        return Compiled(bound, default_backend, backend=backend, drop_unread=drop_unread, keep=frozenset(keep))
+
+    def trace(self, *, backend: Backend | None = None, **fixed: Any) -> Compiled[P, R]:
+        """The same with every node as it was laid: look at its `template` and its `notes`."""
+        return Compiled(cast("Function[P, R]", self.bind(**fixed)), default_backend, backend=backend, tidy=False)
+
+    def cache(self, backend: Backend | None = None) -> str:
+        """Send the text that every run begins with, so that the runtime holds its KV; that text. The body is traced."""
+        return self.compile(backend=backend).warm()
+
+    # --- arguments
+
+    def check_rows(self, rows: Iterable[Any], options: Mapping[str, Any]) -> None:
+        """Raises TypeError for a row that does not fit; rows that can be iterated only once are not looked at."""
+        for row in rows if isinstance(rows, Sequence) else ():
+            self.invoke_row(row, options)
+
+    def invoke_row(self, row: Mapping[str, Any] | Sequence[Any], options: Mapping[str, Any]) -> Invocation:
+        return self.invoke((), {**options, **row}) if isinstance(row, Mapping) else self.invoke(tuple(row), options)
+
+    def invoke(self, args: Sequence[Any], options: Mapping[str, Any]) -> Invocation:
+        """Sort out who gets which argument. Raises TypeError for one that nobody takes, ValueError for a bad budget."""
+        if current.get() is not None:
+            refuse("a program runs inside the one that is traced")
         run: dict[str, Any] = {}
         knobs: dict[str, Any] = {}
         named = dict(self.bound)
@@ -228,17 +333,21 @@ class Function:
                 known = (
                     f"its own: {list(self.parameters)}; run options: {sorted(RUN_OPTIONS)}; knobs: {sorted(KNOB_NAMES)}"
                 )
-                raise TypeError(f"program {self.body.__name__!r} takes no argument {name!r}; {known}")
+                raise TypeError(f"program {_name(self.body)!r} takes no argument {name!r}; {known}")
         try:
-            self.signature.bind(None, *args, **named)
+            arguments = self.signature.bind(None, *args, **named)
         except TypeError as error:
-            raise TypeError(f"program {self.body.__name__!r}: {error}") from None
-        body = functools.partial(_call, self.body, tuple(args), named)
-        return Invocation(body, knobs_of(knobs), run.get("backend"), bool(run.get("stream")))
+            raise TypeError(f"program {_name(self.body)!r}: {error}") from None
+        budget = None if run.get("budget") is None else checked(run["budget"])
+        stream, backend = bool(run.get("stream")), run.get("backend")
+        return Invocation(self.body, arguments, knobs_of(knobs), backend, stream, budget, self.num_api_spec_tokens)
+
+    def _takes_any(self) -> bool:
+        return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters.values())
 
 
-def _call(body: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], s: ProgramState) -> Any:
-    return body(s, *args, **named)
+def _name(body: Callable[..., Any]) -> str:
+    return str(getattr(body, "__name__", repr(body)))
 
 
 def _loop_runs_here() -> bool:
@@ -249,17 +358,30 @@ def _loop_runs_here() -> bool:
     return True
 
 
-@overload
-def function(func: Callable[..., Any]) -> Function: ...
-@overload
-def function(*, num_api_spec_tokens: int | None = None) -> Callable[[Callable[..., Any]], Function]: ...
+class _Decorator(Protocol):
+    """What @function(...) gives."""
+
+    @overload
+    def __call__(self, func: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Function[P, R]: ...
+    @overload
+    def __call__(self, func: Callable[Concatenate[Any, P], R]) -> Function[P, R]: ...
 
 
-def function(
-    func: Callable[..., Any] | None = None, *, num_api_spec_tokens: int | None = None
-) -> Function | Callable[[Callable[..., Any]], Function]:
+@overload
+def function(func: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Function[P, R]: ...
+@overload
+def function(func: Callable[Concatenate[Any, P], R]) -> Function[P, R]: ...
+@overload
+def function(*, num_api_spec_tokens: int | None = None) -> _Decorator: ...
+
+
+def function(func: Callable[..., Any] | None = None, *, num_api_spec_tokens: int | None = None) -> Any:
     """Make a program of a Python function whose first parameter is named s; bare or with arguments.
 
-    num_api_spec_tokens is taken for the sake of programs written for SGLang; hosted APIs are not sped up by it here.
+    num_api_spec_tokens: see Function. Type checkers know the program's own parameters and what its ret_value is.
     """
-    return Function if func is None else Function(func)
+
+    def made(body: Callable[..., Any]) -> Function[..., Any]:
+        return Function(body, num_api_spec_tokens=num_api_spec_tokens)
+
+    return made if func is None else made(func)

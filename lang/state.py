@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import msgspec
 
@@ -21,16 +21,27 @@ from branchwork.lang.live import LiveProgram, source_line
 from branchwork.lang.machine import JOIN_MODES
 from branchwork.lang.params import merge
 from branchwork.lang.transcript import NodeFailed
+from branchwork.lang.typed import converted
 
 if TYPE_CHECKING:
     import os
 
     from rich.console import Console, RenderableType
+    from typing_extensions import TypeVar
 
     from branchwork.lang.explain import Explanation
 
+    R = TypeVar("R", default=Any)
+else:
+    from typing import TypeVar
 
-class ProgramState:
+    R = TypeVar("R")  # what the program's function returns
+
+
+T = TypeVar("T")
+
+
+class ProgramState(Generic[R]):
     """One branch of a running program. knobs: defaults of every gen on it, each gen may override them."""
 
     def __init__(
@@ -146,6 +157,13 @@ class ProgramState:
 
     __getitem__ = get_var
 
+    def value(self, name: str, kind: type[T]) -> T:
+        """`s[name]` as a `kind`, which type checkers then know: as it is when it is one, read from its text otherwise.
+
+        Raises what reading raises, TypeError for a value of another type, ValueError for a text that is none.
+        """
+        return converted(self[name], kind)
+
     async def get(self, name: str) -> Any:
         """The same, for `async def` bodies."""
         node = self._definer(name)
@@ -208,28 +226,29 @@ class ProgramState:
         return self.live.machine.branch(self._branch).messages()
 
     @property
-    def ret_value(self) -> Any:
+    def ret_value(self) -> R:
         """What the program's function returned; waits for it when it still runs elsewhere."""
         self.live.wait(lambda: not self.live.may_grow())
         self._raise_if_body_failed()
-        return self.live.body.value
+        value: R = self.live.body.value
+        return value
 
-    def text_iter(self, name: str | None = None) -> Iterator[str]:
+    def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """Text as it comes, of one variable or of the whole branch until its program has ended.
 
         Pieces are as small as the backend makes them with stream=True; otherwise every gen comes in one.
         """
         with self._body_errors_first():
-            for chunk in drive(self.live, self._follow(name)):
+            for chunk in drive(self.live, self._follow(var_name)):
                 if chunk.text:
                     yield chunk.text
 
     async def text_async_iter(
-        self, name: str | None = None, return_meta_data: bool = False
+        self, var_name: str | None = None, return_meta_data: bool = False
     ) -> AsyncIterator[str | tuple[str, dict[str, Any]]]:
         """The same for `async for`; with return_meta_data (text, meta) pairs, the last one with the final meta."""
         with self._body_errors_first():
-            async for chunk in drive_async(self.live, self._follow(name)):
+            async for chunk in drive_async(self.live, self._follow(var_name)):
                 if return_meta_data:
                     yield chunk.text, chunk.meta
                 elif chunk.text:
@@ -286,6 +305,12 @@ class ProgramState:
         from branchwork.lang import html
 
         return html.render(self.live, self._branch)
+
+    def _ipython_display_(self) -> None:
+        """A cell's value: shown at once, and kept up to date while it runs, without holding up the cell."""
+        from branchwork.lang import display
+
+        display.appear(self.live, self._branch, repr(self))
 
     def __rich__(self) -> RenderableType:
         from branchwork.lang import display
@@ -404,6 +429,11 @@ class ProgramState:
         """A body that ran in another thread raised there; whoever reads here gets to know."""
         if self.live.body.error is not None:
             raise self.live.body.error
+
+
+def show(state: ProgramState[Any], console: Console | None = None) -> None:
+    """Show a state: in a notebook and in a terminal as it grows, elsewhere once it is done."""
+    state.show(console)
 
 
 class ForkGroup:

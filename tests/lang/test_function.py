@@ -11,6 +11,7 @@ import pytest
 
 import branchwork as bw
 from branchwork.lang.expr import knobs_of
+from branchwork.lang.protocol import Budget
 
 
 @bw.function
@@ -158,6 +159,12 @@ def test_a_batch_shows_its_progress_when_asked(capsys: pytest.CaptureFixture[str
     assert "100%" in capsys.readouterr().err
 
 
+def test_progress_of_rows_from_a_generator_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    echo.run_batch(((word,) for word in "abc"), backend=bw.ScriptedBackend(upper), progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "3/?" in shown and "rows/s" in shown
+
+
 def test_arun_runs_many_programs_beside_each_other() -> None:
     backend = bw.ScriptedBackend(lambda prompt, call: asyncio.sleep(0.05, prompt))
 
@@ -215,3 +222,85 @@ def test_decorating_with_arguments_and_the_default_backend() -> None:
     bw.set_default_backend(bw.ScriptedBackend({"x": "1"}))
     assert body()["x"] == "1"
     assert isinstance(body, bw.Function)
+
+
+def test_a_budget_reaches_the_backend_and_a_bad_one_is_refused() -> None:
+    @bw.function
+    def body(s: bw.ProgramState) -> None:
+        s += bw.gen("x") + bw.gen("y")
+
+    backend = bw.ScriptedBackend(lambda prompt, call: "one two three four")
+    state = body.run(backend=backend, budget=Budget(tokens=4))
+    assert state["x"] == "one two three four"
+    with pytest.raises(bw.ProgramError, match="its budget is 4"):
+        state["y"]
+    with pytest.raises(bw.ProgramError, match="budget"):
+        body.run_batch([()], backend=backend, budget=Budget(tokens=4))
+    with pytest.raises(ValueError, match="allows nothing"):
+        body.run(backend=backend, budget=Budget(tokens=0))
+
+
+def test_speculation_of_hosted_apis_is_asked_for_and_survives_bind() -> None:
+    asked: list[int | None] = []
+
+    class Noting(bw.ScriptedBackend):
+        def open(self, sink: Any, stream: bool, budget: Any = None, speculate: int | None = None) -> Any:
+            asked.append(speculate)
+            return super().open(sink, stream, budget, speculate)
+
+    @bw.function(num_api_spec_tokens=48)
+    def body(s: bw.ProgramState, word: str) -> None:
+        s += word + bw.gen("x")
+
+    backend = Noting({"x": "a"})
+    assert body.num_api_spec_tokens == body.bind(word="b").num_api_spec_tokens == 48
+    body.bind(word="b").run(backend=backend)
+    body.compile().run("b", backend=backend)
+    echo.run("a", backend=backend)
+    assert asked == [48, 48, None]
+    with pytest.raises(ValueError, match="num_api_spec_tokens"):
+        bw.function(num_api_spec_tokens=0)(lambda s: None)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_failed_branch_that_nobody_joined_fails_its_row(compiled: bool) -> None:
+    def answer(prompt: str, call: Any) -> str:
+        if call.branch == 2 and prompt.startswith("bad"):
+            raise ValueError("broken child")
+        return "a"
+
+    @bw.function
+    def body(s: bw.ProgramState, word: str) -> None:
+        s += word
+        s.fork(2).__iadd__(bw.gen("x"))
+        s += bw.gen("y")
+
+    backend = bw.ScriptedBackend(answer)
+    program = body.compile() if compiled else body
+    results = program.run_batch([("good",), ("bad",)], backend=backend, return_exceptions=True)
+    assert results[0]["y"] == "a" and "broken child" in str(results[1])
+
+
+def test_rows_may_come_from_a_generator() -> None:
+    backend = bw.ScriptedBackend(upper)
+    taken: list[int] = []
+
+    def rows() -> Any:
+        for number in range(10**9):
+            taken.append(number)
+            yield (str(number),)
+
+    states = echo.run_batch(rows(), num_threads=2, generator_style=True, backend=backend)
+    assert [next(states)["x"] for _ in range(5)] == ["0", "1", "2", "3", "4"]
+    states.close()
+    assert len(taken) <= 5 + 2 * 2
+    assert [state["x"] for state in echo.run_batch(((word,) for word in "ab"), backend=backend)] == ["A", "B"]
+
+
+def test_an_error_of_a_row_taken_from_a_generator_stops_the_rows_before_it() -> None:
+    def rows() -> Any:
+        yield ("a",)
+        raise OSError("the file ended")
+
+    with pytest.raises(OSError, match="the file ended"):
+        echo.run_batch(rows(), backend=bw.ScriptedBackend(lambda prompt, call: asyncio.sleep(30, "x")))
