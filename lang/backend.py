@@ -154,10 +154,14 @@ class _LocalSession:
         loop.post(self._close)
 
     def _feed(self, branch: int, nodes: Sequence[Laid]) -> None:
+        if self._closed:
+            return
         self._program.feed(branch, nodes)
         self._pump()
 
     def _start(self, template: Template, arguments: Sequence[str]) -> None:
+        if self._closed:
+            return
         for branch, laid in filled(template.nodes, arguments):
             self._program.feed(branch, (laid,))
         self._pump()
@@ -187,6 +191,7 @@ class _LocalSession:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        self._program = Program()  # whoever keeps the session keeps no program
 
     def _pump(self) -> None:
         outputs = self._program.settle()

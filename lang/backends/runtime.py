@@ -26,7 +26,7 @@ import zmq.auth
 from branchwork.lang import loop, prompts
 from branchwork.lang.backend import Session, Sink, refuse_pictures
 from branchwork.lang.backends import process, spellings
-from branchwork.lang.backends.link import Keys, Link
+from branchwork.lang.backends.link import Keys, Link, Traffic
 from branchwork.lang.errors import (
     BackendError,
     CapabilityError,
@@ -55,6 +55,11 @@ class RuntimeBackend:
     @property
     def frames(self) -> ChatFrames:
         return self.model.frames
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes and messages that have gone over this connection so far."""
+        return self._link.traffic
 
     def open(self, sink: Sink, stream: bool, budget: Budget | None = None, speculate: int | None = None) -> Session:
         """Raises RuntimeLost when the connection is over."""
