@@ -26,6 +26,7 @@ from branchwork.lang.constraint import (
     Tagged,
     check,
 )
+from branchwork.lang.ir import sendable
 from branchwork.lang.typed import model_schema, typed
 
 QUOTED = r'"[\w\d\s]*"'  # what dtype=str stands for in SGLang
@@ -143,6 +144,7 @@ def options_of(choices: Iterable[str] | Choice) -> tuple[str, ...]:
             raise TypeError(f"choices[{index}] must be a text, got {option!r}")
         if not option:
             raise ValueError(f"choices[{index}] is empty; every choice needs text to be scored")
+        sendable(option)
         if option in seen:
             raise ValueError(f"choices[{index}] repeats {option!r}; every choice must differ")
         seen.add(option)

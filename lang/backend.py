@@ -99,6 +99,16 @@ class Backend(Protocol):
         """Raises CapabilityError for a node that this backend cannot execute as it is written. Asked at each lay."""
 
 
+def meant(given: Any) -> Backend | None:
+    """What a user gives as backend=. Raises TypeError for an address, or for a class where its instance is meant."""
+    if isinstance(given, (str, type)):
+        raise TypeError(
+            f"backend={given!r} is no backend; give an object such as bw.Runtime() or bw.connect('ipc:///path')"
+        )
+    backend: Backend | None = given
+    return backend
+
+
 Emit = Callable[[Chunk | Closed], None]
 Execute = Callable[[Call, Branch, Emit], Awaitable[Reply]]
 
@@ -194,7 +204,12 @@ class _LocalSession:
         self._program = Program()  # whoever keeps the session keeps no program
 
     def _pump(self) -> None:
-        outputs = self._program.settle()
+        try:
+            outputs = self._program.settle()
+        except Exception as error:  # a fault of ours ends this program, and nobody waits for ever
+            self._sink(Lost("executor_error", f"the program cannot go on: {type(error).__name__}: {error}"))
+            self._close()
+            raise
         for output in outputs if not self._closed else ():
             match output:
                 case Call():

@@ -5,6 +5,7 @@ Knows: tokens, seconds. Must not know: who counts them, who stops the program.
 
 from __future__ import annotations
 
+import numbers
 import time
 
 import msgspec
@@ -55,8 +56,15 @@ class Spending:
 
 
 def checked(budget: Budget) -> Budget:
-    """Raises ValueError for a limit that allows nothing."""
-    for name, limit in (("tokens", budget.tokens), ("seconds", budget.seconds)):
-        if limit is not None and limit <= 0:
+    """Its limits as messages carry them. Raises TypeError for what is no budget, ValueError where it allows nothing."""
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget={budget!r} is no Budget; give bw.Budget(tokens=..., seconds=...)")
+    tokens, seconds = budget.tokens, budget.seconds
+    if not (tokens is None or isinstance(tokens, numbers.Integral)):
+        raise TypeError(f"a budget is of a whole number of tokens or None, got {tokens!r}")
+    if not (seconds is None or isinstance(seconds, numbers.Real)):
+        raise TypeError(f"a budget is of a number of seconds or None, got {seconds!r}")
+    for name, limit in (("tokens", tokens), ("seconds", seconds)):
+        if limit is not None and not limit > 0:
             raise ValueError(f"a budget of {limit!r} {name} allows nothing; give a positive number or None")
-    return budget
+    return Budget(None if tokens is None else int(tokens), None if seconds is None else float(seconds))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from branchwork.lang.constraint import Constraint, capture_names, listed_captures
-from branchwork.lang.ir import Reasoning
+from branchwork.lang.ir import Gen, Laid, Reasoning, Select
 from branchwork.lang.params import SamplingParams
 
 
@@ -61,6 +61,17 @@ class NodeDone(msgspec.Struct, frozen=True):
     values: tuple[str, ...] = ()
     meta: tuple[dict[str, Any], ...] = ()
     captures: dict[str, Any] = {}
+
+
+def call_of(number: int, branch: int, laid: Laid) -> Call:
+    """The call that a Gen, a Select or a race's Join on a branch makes."""
+    match laid.node:
+        case Gen(name=name, constraint=constraint, reasoning=reasoning) as node:
+            params = node.params or SamplingParams()
+            return Call(number, branch, laid.id, "gen", name, params, constraint=constraint, reasoning=reasoning)
+        case Select(name, choices, method):
+            return Call(number, branch, laid.id, "select", name, choices=choices, method=method)
+    return Call(number, branch, laid.id, "join")
 
 
 def complete(call: Call, captures: dict[str, Any]) -> dict[str, Any]:

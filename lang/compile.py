@@ -236,7 +236,7 @@ class Compiled(Generic[P, R]):
 
         def collect(name: str, text: str) -> Any:
             names.append(name)
-            texts.append(text)
+            texts.append(ir.sendable(text))
             return TEXT
 
         shape = self._with_texts(invocation.arguments, collect)

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Concatenate, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
-from branchwork.lang.backend import Backend
+from branchwork.lang.backend import Backend, meant
 from branchwork.lang.batch import Crew, finished, planned, run_rows
 from branchwork.lang.budget import checked
 from branchwork.lang.compile import Compiled
@@ -39,7 +39,7 @@ when_done: Callable[[ProgramState[Any]], object] | None = None  # hears of every
 def set_default_backend(backend: Backend | None) -> None:
     """What programs run on when they are not told; None goes back to an embedded runtime started on first use."""
     global _default
-    _default = backend
+    _default = meant(backend)
 
 
 def default_backend() -> Backend:
@@ -307,11 +307,17 @@ class Function(Generic[P, R]):
 
     def check_rows(self, rows: Iterable[Any], options: Mapping[str, Any]) -> None:
         """Raises TypeError for a row that does not fit; rows that can be iterated only once are not looked at."""
+        if isinstance(rows, (str, Mapping)):
+            raise TypeError(f"a batch is a list of rows, got one {type(rows).__name__}: {rows!r}")
         for row in rows if isinstance(rows, Sequence) else ():
             self.invoke_row(row, options)
 
     def invoke_row(self, row: Mapping[str, Any] | Sequence[Any], options: Mapping[str, Any]) -> Invocation:
-        return self.invoke((), {**options, **row}) if isinstance(row, Mapping) else self.invoke(tuple(row), options)
+        if isinstance(row, Mapping):
+            return self.invoke((), {**options, **row})
+        if isinstance(row, str) or not isinstance(row, Iterable):
+            raise TypeError(f"a row of a batch is a dict or a tuple of arguments, got {row!r}; write ({row!r},)")
+        return self.invoke(tuple(row), options)
 
     def invoke(self, args: Sequence[Any], options: Mapping[str, Any]) -> Invocation:
         """Sort out who gets which argument. Raises TypeError for one that nobody takes, ValueError for a bad budget."""
@@ -339,7 +345,7 @@ class Function(Generic[P, R]):
         except TypeError as error:
             raise TypeError(f"program {_name(self.body)!r}: {error}") from None
         budget = None if run.get("budget") is None else checked(run["budget"])
-        stream, backend = bool(run.get("stream")), run.get("backend")
+        stream, backend = bool(run.get("stream")), meant(run.get("backend"))
         return Invocation(self.body, arguments, knobs_of(knobs), backend, stream, budget, self.num_api_spec_tokens)
 
     def _takes_any(self) -> bool:

@@ -232,8 +232,22 @@ def _items(value: Any) -> tuple[Any, ...]:
     if isinstance(value, Node):
         return (value,)
     if isinstance(value, str):
-        return (Text(value),) if value else ()
+        return (Text(sendable(value)),) if value else ()
     raise TypeError(f"cannot put {type(value).__name__} into a program; use a string or a node such as gen(...)")
+
+
+def sendable(text: str) -> str:
+    """The text. Raises ValueError for one with half of a surrogate pair in it, which no encoding and no model has."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = text[max(error.start - 20, 0) : error.end + 20]
+            raise ValueError(
+                f"character {error.start} of the text is half of a surrogate pair, which is no character: {shown!r}; "
+                'text.encode(errors="replace").decode() replaces it'
+            ) from None
+    return text
 
 
 def flatten(value: Any) -> tuple[Node, ...]:

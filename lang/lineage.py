@@ -37,6 +37,11 @@ class Track:
         index = bisect_left(nodes, before)
         return nodes[index - 1] if index else None
 
+    def last_before(self, at: int) -> int | None:
+        """The node that a join at `at` has to wait for: the last one of this branch, or its birth. None: it is done."""
+        last = next((laid.id for laid in reversed(self.queue) if laid.id < at), None)
+        return self.origin[1] if last is None and not self.born and self.origin is not None else last
+
     def break_at(self, node: int) -> None:
         self.broken_at = node if self.broken_at is None else min(node, self.broken_at)
 

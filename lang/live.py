@@ -221,15 +221,16 @@ class LiveProgram:
         try:
             return _typed(value, record.node.readers.get(name), missing)
         except (ValueError, RecursionError) as error:
-            ends = ", ".join(dict.fromkeys(str(meta.get("finish_reason", "unknown")) for meta in record.meta))
-            said = f"{record.describe()} ended (finish_reason: {ends or 'unknown'}) with"
-            raise ProgramError(
-                "incomplete",
-                f"{name!r} is not all there: {said} {value!r}: {error}",
-                node=node,
-                source=record.source,
-                transcript=self.machine.branch(record.branch).text,
-            ) from error
+            raise self.incomplete(node, name, value, error) from error
+
+    def incomplete(self, node: int, name: str, value: Value, error: Exception) -> ProgramError:
+        """What to raise for a text that is no value of its variable's type, most often since it was cut off."""
+        record = self.records[node]
+        ends = ", ".join(dict.fromkeys(str(meta.get("finish_reason", "unknown")) for meta in record.meta))
+        said = f"{record.describe()} ended (finish_reason: {ends or 'unknown'}) with {_shortened(value)}"
+        text = self.machine.branch(record.branch).text
+        message = f"{name!r} is not all there: {said}: {error}"
+        return ProgramError("incomplete", message, node=node, source=record.source, transcript=text)
 
     # --- the backend's side
 
@@ -276,6 +277,12 @@ def _typed(value: Value, read: Callable[[str], Any] | None, missing: bool) -> An
     if value is None and missing:
         raise ValueError("the text ended before it")
     return value if value is None or read is None else read(value)
+
+
+def _shortened(value: Value) -> str:
+    """A value as an error may show it: its beginning and its end."""
+    shown = repr(value)
+    return shown if len(shown) <= 300 else f"{shown[:140]} ... {shown[-140:]}"
 
 
 def _wake(turn: asyncio.Future[None]) -> None:

@@ -16,19 +16,18 @@ from itertools import islice
 from typing import Any
 
 from branchwork.lang import ir, race
-from branchwork.lang.calls import Call, Dropped, NodeDone, Reply, complete
+from branchwork.lang.calls import Call, Dropped, NodeDone, Reply, call_of, complete
 from branchwork.lang.constraint import capture_names
 from branchwork.lang.ir import Laid
+from branchwork.lang.joins import Joined, Joins, Wait
 from branchwork.lang.lineage import Lineage, Track
-from branchwork.lang.params import SamplingParams
 from branchwork.lang.protocol import ChatFrames
 from branchwork.lang.reasoning import split, thoughts_of
-from branchwork.lang.transcript import Branch, NodeFailed, Refusal, Value
+from branchwork.lang.transcript import Branch, NodeFailed, Refusal, Value, because
 
 __all__ = ["Call", "Dropped", "NodeDone", "Output", "Program", "Reply"]
 
 Output = Call | Dropped | NodeDone | NodeFailed
-JOIN_MODES = ("gather_variable", "concate_and_append", *race.MODES)
 # codes that every node of a stopped branch carries itself
 WHOLE = frozenset({"cancelled", "closed", "runtime_lost", "outrun", "budget"})
 
@@ -38,15 +37,14 @@ class Program:
 
     objects: values of SetVar nodes by node number, where the author set something other than text (client only).
     decides: whether races between branches are decided here; otherwise (the client's record) each is a call.
-    winners: by Join node of a race, the indexes of the children it went on with.
     """
 
     def __init__(self, frames: ChatFrames | None = None, *, decides: bool = True) -> None:
         self.frames = frames or ChatFrames()
         self.decides = decides
-        self.winners: dict[int, list[int]] = {}
         self.objects: dict[int, Any] = {}
         self.lineage = Lineage()
+        self._joins = Joins(self.lineage, self.value)
         self._tracks = self.lineage.tracks
         self._fed: set[int] = set()
         self._values: dict[int, dict[str, Value]] = {}
@@ -95,6 +93,11 @@ class Program:
         """The branch exists and has executed its nodes up to `node`, or it has stopped."""
         track = self._tracks[branch]
         return (track.born or track.branch.failure is not None) and (not track.queue or track.queue[0].id > node)
+
+    @property
+    def winners(self) -> dict[int, list[int]]:
+        """By Join node of a race, the indexes of the children it went on with."""
+        return self._joins.winners
 
     @property
     def calls(self) -> int:
@@ -166,13 +169,12 @@ class Program:
         track = self._tracks[made.branch]
         track.call = None
         if made.kind == "join":
-            won = [int(index) for index in reply.values]
-            broken = self._broken(track.queue[0], won)
-            if broken is not None:  # the author cancelled it while the executor already went on with it
-                because = self._because(broken)
-                self.fail_node(made.branch, made.node, because.code, because.message, because.cause)
+            try:
+                found = self._joins.won(made.branch, track.queue[0], [int(index) for index in reply.values])
+            except Refusal as no:  # the author cancelled a child while the executor already went on with it
+                self.fail_node(made.branch, made.node, no.code, no.message, no.cause)
                 return
-            self._win(track, track.queue[0], won)
+            self._joined(track, made.node, found)
             self._finish(track)
         else:
             captures = self._take(track, made, reply)
@@ -200,14 +202,16 @@ class Program:
         """A node cannot be executed (also one this machine holds for done): its branch stops there."""
         track = self._tracks[branch]
         if code == "race_lost" and cause is None and track.queue and track.queue[0].id == node:
-            broken = self._broken(track.queue[0])
+            broken = self._joins.broken(track.queue[0])
             cause = None if broken is None else broken.cause
         failure = NodeFailed(branch, node, code, message, node if cause is None else cause)
         if track.branch.failure is None:
             self._failures[node] = failure
             track.break_at(node)
             self._fail(track, failure)
-            self._wake(node)
+        else:
+            self._failures.setdefault(node, failure)  # done in this record, but not where it counts
+        self._wake(node)
 
     def cancel(self, branch: int | None = None, code: str = "cancelled", message: str = "cancelled") -> list[int]:
         """Stop a branch and its descendants, or everything; the calls to cancel. Their nodes fail with `code`."""
@@ -263,7 +267,7 @@ class Program:
             case ir.Ref() as node:
                 return () if self._refer(track, laid.id, node) else None
             case ir.Gen() | ir.Select() as node:
-                made = self._make(track, laid.id, node)
+                made = call_of(self._number(), track.branch.id, laid)
                 if node.given is None:
                     self._issue(track, made)
                 elif node.given.failed is not None:
@@ -303,22 +307,15 @@ class Program:
             return False
         value = self.value(definer, node.name)
         if isinstance(value, NodeFailed):
-            raise self._because(value)
+            raise because(value)
         if isinstance(value, list):
             raise Refusal("bad_reference", f"variable {node.name!r} has {len(value)} values; place one of them instead")
         track.branch.append("" if value is None else str(value), "literal", at)
         return True
 
-    def _make(self, track: Track, at: int, node: ir.Gen | ir.Select | ir.Join) -> Call:
-        number, branch = self._next_call, track.branch.id
+    def _number(self) -> int:
         self._next_call += 1
-        match node:
-            case ir.Gen(name=name, constraint=constraint, reasoning=reasoning):
-                params = node.params or SamplingParams()
-                return Call(number, branch, at, "gen", name, params, constraint=constraint, reasoning=reasoning)
-            case ir.Select(name, choices, method):
-                return Call(number, branch, at, "select", name, choices=choices, method=method)
-        return Call(number, branch, at, "join")
+        return self._next_call - 1
 
     def _issue(self, track: Track, made: Call) -> None:
         track.call = made.id
@@ -359,93 +356,32 @@ class Program:
         parent.forks.append((len(parent.segments), children))
 
     def _join(self, track: Track, laid: Laid, node: ir.Join) -> tuple[str, ...] | None:
-        at = laid.id
-        if node.mode in race.MODES:
-            return self._race(track, laid, node)
-        for child in node.children:
-            other = self._tracks[child]
-            if other.broken_at is not None and other.broken_at < at and other.branch.failure is not None:
-                raise self._because(other.branch.failure)
-            last = self._last_before(other, at)
-            if last is not None:
-                self._waiting.setdefault(last, []).append(track.branch.id)
-                return None
-            if not other.born:
-                self._starved.add(track.branch.id)
-                return None
-        if node.mode == "gather_variable":
-            for name, nodes in self.lineage.gathered[at].items():
-                self._define(track, at, name, [self._values[n][name] for n in nodes])
-        elif node.mode == "concate_and_append":
-            for child in node.children:
-                track.branch.concatenate(self.branch(child), at)
-        else:
-            raise Refusal("bad_join", f"unknown join mode {node.mode!r}; known: {', '.join(JOIN_MODES)}")
-        return ()
-
-    def _last_before(self, child: Track, at: int) -> int | None:
-        """The node that a join at `at` has to wait for: the child's last one, or its birth. None: it is done."""
-        last = next((laid.id for laid in reversed(child.queue) if laid.id < at), None)
-        return child.origin[1] if last is None and not child.born and child.origin is not None else last
-
-    def _race(self, track: Track, laid: Laid, node: ir.Join) -> tuple[str, ...] | None:
-        """Go on with the children that win; or ask for them, when others decide."""
-        at = laid.id
-        if not self.decides:
-            self._issue(track, self._make(track, at, node))
+        if node.mode in race.MODES and not self.decides:
+            self._issue(track, call_of(self._number(), track.branch.id, laid))
             return ()
-        tracks = [self._tracks[child] for child in node.children]
-        if any(not child.born and child.origin is None for child in tracks):
-            self._starved.add(track.branch.id)
+        found = self._joins.look(track.branch.id, laid)
+        if isinstance(found, Wait):
+            for number in found.nodes:
+                waiting = self._waiting.setdefault(number, [])
+                if track.branch.id not in waiting:
+                    waiting.append(track.branch.id)
+            if not found.nodes:
+                self._starved.add(track.branch.id)
             return None
-        standings = [self._standing(child, at, node.name) for child in tracks]
-        won = race.decide(node.mode, node.count, standings, node.given)
-        if won is None:
-            for child in tracks:
-                last = self._last_before(child, at)
-                if last is not None and child.branch.failure is None:
-                    waiting = self._waiting.setdefault(last, [])
-                    if track.branch.id not in waiting:
-                        waiting.append(track.branch.id)
-            return None
-        lost = [child for child in tracks if child.branch.failure is None and self._last_before(child, at) is not None]
-        message = f"the join went on with {len(won)} of {len(tracks)} branches, and this one was not among them"
-        dropped = [call for child in lost for call in self.cancel(child.branch.id, "outrun", message)]
+        message = (
+            f"the join went on with {len(found.won or ())} of {len(node.children)} branches, and not with this one"
+        )
+        dropped = [call for child in found.losers for call in self.cancel(child, "outrun", message)]
         if dropped:
             self._out.append(Dropped(tuple(dropped)))
-        self._win(track, laid, won)
-        return tuple(map(str, won))
+        self._joined(track, laid.id, found)
+        return tuple(map(str, found.won or ()))
 
-    def _standing(self, child: Track, at: int, name: str | None) -> race.Standing:
-        failure = child.branch.failure
-        if failure is not None and child.broken_at is not None and child.broken_at < at:
-            return race.Standing(failed=failure.cause)
-        if self._last_before(child, at) is not None or not child.born:
-            return race.Standing()
-        definer = None if name is None else child.own(name, at)
-        vote = None if name is None or definer is None else self.value(definer, name)
-        return race.Standing(done=True, vote=None if vote is None or isinstance(vote, NodeFailed) else str(vote))
-
-    def _broken(self, join: Laid, indexes: Sequence[int] | None = None) -> NodeFailed | None:
-        """Why a child, of those with these indexes, failed before the join; None when none did."""
-        assert isinstance(join.node, ir.Join)
-        children = join.node.children if indexes is None else [join.node.children[index] for index in indexes]
-        for child in map(self._tracks.__getitem__, children):
-            if child.branch.failure is not None and child.broken_at is not None and child.broken_at < join.id:
-                return child.branch.failure
-        return None
-
-    def _win(self, track: Track, laid: Laid, won: list[int]) -> None:
-        """The variables of a race's winners become the parent's."""
-        assert isinstance(laid.node, ir.Join)
-        self.winners[laid.id] = won
-        names = self.lineage.gathered[laid.id]  # of all children: what only losers have is empty
-        children = [laid.node.children[index] for index in won]
-        gathered = self.lineage.gather(track.branch.id, laid.id, children, laid.node.name)
-        self.lineage.gathered[laid.id] = {name: gathered.get(name, []) for name in names}
-        for name, nodes in self.lineage.gathered[laid.id].items():
-            values = [self._values[n][name] for n in nodes]
-            self._define(track, laid.id, name, values[0] if name == laid.node.name else values)
+    def _joined(self, track: Track, at: int, found: Joined) -> None:
+        for name, value in found.variables.items():
+            self._define(track, at, name, value)
+        for child in found.text:
+            track.branch.concatenate(self.branch(child), at)
 
     # --- outcomes
 
@@ -489,8 +425,8 @@ class Program:
         elif failure.code in WHOLE:
             mine = NodeFailed(track.branch.id, laid.id, failure.code, failure.message, laid.id)
         else:
-            because = self._because(failure)
-            mine = NodeFailed(track.branch.id, laid.id, because.code, because.message, failure.cause)
+            why = because(failure)
+            mine = NodeFailed(track.branch.id, laid.id, why.code, why.message, failure.cause)
         self._failures[laid.id] = mine
         self._out.append(mine)
         track.break_at(laid.id)
@@ -498,12 +434,6 @@ class Program:
         children = laid.node.children if isinstance(laid.node, ir.Fork) else ()
         stopped = [self._tracks[child] for child in children]
         return [(child, mine) for child in stopped if child.origin == (track.branch.id, laid.id)]
-
-    def _because(self, failure: NodeFailed) -> Refusal:
-        if failure.code in ("branch_failed", "budget"):
-            return Refusal(failure.code, failure.message, failure.cause)
-        first = f"node {failure.node} of branch {failure.branch} failed first: {failure.code}: {failure.message}"
-        return Refusal("branch_failed", first, failure.cause)
 
     # --- what can never run
 

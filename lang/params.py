@@ -5,7 +5,8 @@ Knows: names, defaults and legal ranges. Must not know: any backend, tokens, ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -55,6 +56,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 KNOBS = frozenset(SamplingParams.__struct_fields__)
 _TUPLES = frozenset({"stop", "stop_token_ids", "stop_regex"})
 _FLAGS = frozenset({"ignore_eos", "heal"})
+_REAL = frozenset({"temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"})
 _WORDS = {"jump_forward": ("exact", "on", "off"), "speculative": ("on", "off")}
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31),
@@ -86,10 +88,8 @@ def normalise(knobs: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if name in _TUPLES:
-            value = (value,) if isinstance(value, (str, int)) else tuple(value)
-            wanted = int if name == "stop_token_ids" else str
-            if not all(isinstance(item, wanted) and item != "" for item in value):
-                raise ValueError(f"{name} takes non-empty {wanted.__name__} values, got {value!r}")
+            clean[name] = _ids(name, value) if name == "stop_token_ids" else _texts(name, value)
+            continue
         elif name in _FLAGS:
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be a bool, got {value!r}")
@@ -97,13 +97,40 @@ def normalise(knobs: Mapping[str, Any]) -> dict[str, Any]:
             if value not in _WORDS[name]:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(_WORDS[name])}")
         else:
-            low, high = _RANGES[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not low <= value <= high:
-                raise ValueError(f"{name}={value!r} is outside {low:g}..{high:g}")
+            value = _number(name, value)
         clean[name] = value
     return clean
+
+
+def _number(name: str, value: Any) -> int | float:
+    """Exactly an int or a float, as messages carry them: numpy has numbers that are neither."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if name in _REAL:
+        exact: int | float = float(value)
+    elif isinstance(value, numbers.Integral):
+        exact = int(value)
+    else:
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    low, high = _RANGES[name]
+    if not low <= exact <= high:
+        raise ValueError(f"{name}={exact!r} is outside {low:g}..{high:g}")
+    return exact
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...]:
+    texts = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"{name} takes non-empty str values, got {given!r}")
+    return texts
+
+
+def _ids(name: str, given: Any) -> tuple[int, ...]:
+    """Token ids, of which a message carries 32 bits."""
+    ids = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(one, numbers.Integral) and not isinstance(one, bool) and 0 <= one < 2**31 for one in ids):
+        raise ValueError(f"{name} takes token ids, whole numbers from 0, got {given!r}")
+    return tuple(int(one) for one in ids)
 
 
 def merge(*layers: Mapping[str, Any]) -> SamplingParams:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any, NamedTuple
 
 from branchwork.lang.constraint import JsonSchema, Sequence, capture_names
-from branchwork.lang.errors import ProgramError
 from branchwork.lang.follow import unknown
 from branchwork.lang.growing import Growing, GrowingJson, GrowingText, Whole
 from branchwork.lang.ir import Gen, Node, Reasoning
@@ -131,15 +130,7 @@ def _finished(live: LiveProgram, node: int, name: str, value: Value) -> Any:
     try:
         return [json.loads(text) for text in last] if isinstance(last, list) else json.loads(last)
     except (ValueError, RecursionError) as error:
-        ends = ", ".join(dict.fromkeys(str(meta.get("finish_reason", "unknown")) for meta in record.meta))
-        raise ProgramError(
-            "incomplete",
-            f"{name!r} is not all there: {record.describe()} ended (finish_reason: {ends or 'unknown'}) with"
-            f" {last!r}: {error}",
-            node=node,
-            source=record.source,
-            transcript=live.machine.branch(record.branch).text,
-        ) from error
+        raise live.incomplete(node, name, last, error) from error
 
 
 def _turn(live: LiveProgram, node: int, closed: dict[str, Value]) -> Any:

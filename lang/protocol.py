@@ -237,6 +237,13 @@ def decode_gateway(frame: bytes) -> GatewayMessage:
     return _FROM_GATEWAY.decode(frame)
 
 
-_ENCODER = msgspec.msgpack.Encoder()
+def _exact(value: Any) -> str:
+    """A text of a class of its own (numpy's, one that marks text as safe ...) as the text that it is."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise NotImplementedError(f"a {type(value).__name__} cannot be sent")
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_exact)
 _FROM_CLIENT: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
 _FROM_GATEWAY: msgspec.msgpack.Decoder[GatewayMessage] = msgspec.msgpack.Decoder(GatewayMessage)

@@ -16,9 +16,22 @@ from branchwork.lang import expr as author
 from branchwork.lang.errors import ProgramError
 from branchwork.lang.expr import Expr
 from branchwork.lang.follow import drive, drive_async, follow_text, follow_variable, unknown
-from branchwork.lang.ir import Fork, Gen, Join, Node, Ref, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, flatten
+from branchwork.lang.ir import (
+    Fork,
+    Gen,
+    Join,
+    Node,
+    Ref,
+    RoleBegin,
+    RoleEnd,
+    ScopeBegin,
+    ScopeEnd,
+    SetVar,
+    flatten,
+    sendable,
+)
+from branchwork.lang.joins import MODES as JOIN_MODES
 from branchwork.lang.live import LiveProgram, source_line
-from branchwork.lang.machine import JOIN_MODES
 from branchwork.lang.params import merge
 from branchwork.lang.transcript import NodeFailed
 from branchwork.lang.typed import converted
@@ -99,6 +112,7 @@ class ProgramState(Generic[R]):
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
         """Everything appended inside is also the text of variable `name`."""
+        author.check_name(name)
         self._lay((ScopeBegin(name),))
         try:
             yield
@@ -107,8 +121,9 @@ class ProgramState(Generic[R]):
 
     def set_var(self, name: str, value: Any) -> None:
         """Set a variable without appending text. It may be any object; other branches' refs see str(value)."""
-        objects = {} if isinstance(value, str) else {0: value}
-        self._lay((SetVar(name, str(value)),), objects)
+        author.check_name(name)
+        text = value if isinstance(value, str) else str(value)
+        self._lay((SetVar(name, sendable(text)),), {} if text is value else {0: value})
 
     __setitem__ = set_var
 
@@ -485,6 +500,9 @@ class ForkGroup:
         """
         if mode not in JOIN_MODES:
             raise ValueError(f"unknown join mode {mode!r}; known: {', '.join(JOIN_MODES)}")
+        if not isinstance(k, int):
+            raise TypeError(f"k counts branches, so it is a whole number, got {k!r}")
+        author.check_name(name)
         if mode == "first" and not 1 <= k <= len(self):
             raise ValueError(f"the first {k} of {len(self)} branches cannot be waited for; k is 1 to {len(self)}")
         if (name is None) == (mode == "majority"):

@@ -57,6 +57,14 @@ class Refusal(Exception):
         self.code, self.message, self.cause = code, message, cause
 
 
+def because(failure: NodeFailed) -> Refusal:
+    """Why what depends on a failed node cannot be executed either."""
+    if failure.code in ("branch_failed", "budget"):
+        return Refusal(failure.code, failure.message, failure.cause)
+    first = f"node {failure.node} of branch {failure.branch} failed first: {failure.code}: {failure.message}"
+    return Refusal("branch_failed", first, failure.cause)
+
+
 def frame_of(frames: ChatFrames, role: str) -> Frame:
     """The template's frame of `role`; plain "ROLE: text" lines for a role that it does not have.
 

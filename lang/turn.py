@@ -72,8 +72,10 @@ def optional(*parts: Any) -> Part:
 def repeat(*parts: Any, least: int = 0, most: int | None = None, separator: str = "") -> Part:
     """For a turn: these parts `least` to `most` times (None: no limit). The variables inside are lists.
 
-    Raises ValueError for impossible bounds.
+    Raises ValueError for impossible bounds, TypeError for what are none.
     """
+    if not isinstance(least, int) or not (most is None or isinstance(most, int)):
+        raise TypeError(f"least and most count repeats, so they are whole numbers, got {least!r} and {most!r}")
     if least < 0 or (most is not None and (most < 1 or most < least)):
         raise ValueError(f"least={least!r} and most={most!r} allow no number of repeats; most=None is no limit")
     if not isinstance(separator, str):

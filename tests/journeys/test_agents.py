@@ -134,7 +134,7 @@ async def until(runtime: bw.Runtime, *, running: bool) -> None:
 
 
 def test_time_cuts_a_running_agent_and_frees_what_it_held(runtime: bw.Runtime) -> None:
-    made = agent([multiply], max_seconds=0.5, max_tokens=1700, ignore_eos=True, temperature=0)
+    made = agent([multiply], max_seconds=0.15, max_tokens=1700, ignore_eos=True, temperature=1.5)
     state = made.run("What is the capital of France?", backend=runtime)
     assert state.ret_value.stopped == "max_seconds" and state["answer"] == ""
     asyncio.run(until(runtime, running=False))

@@ -55,6 +55,7 @@ def die() -> str:
 if "http" in sys.argv:
     free = socket.socket()
     free.bind(("127.0.0.1", 0))
+    free.listen()  # from here on a client waits rather than being refused
     print(free.getsockname()[1], flush=True)
     uvicorn.Server(uvicorn.Config(server.streamable_http_app(), log_level="warning")).run(sockets=[free])
 else:

@@ -1,0 +1,184 @@
+"""What is guessed changes no answer: real engines with every drafter on and with all of them off, token for token."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from array import array
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+from tokenizers import Tokenizer
+
+import branchwork.runtime.sapling
+from branchwork.lang.constraint import Choice, Constraint, Free, JsonSchema, Literal, Regex, Tag, Tagged
+from branchwork.lang.constraint import Sequence as InOrder
+from branchwork.runtime import wire
+from branchwork.runtime.config import Config
+from branchwork.runtime.engine import Engine, build
+from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer
+
+SAPLING = Path(branchwork.runtime.sapling.__file__).parent
+ROOMY = Config(pages=4000, budget=1024)
+SETTINGS = {
+    "roomy": ROOMY,
+    "pages of 16, chunks of 9": Config(pages=200, page_size=16, budget=9, max_running=9),
+    "preempted": Config(pages=110, budget=64),
+}
+PERSON = JsonSchema(
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 12},
+                "age": {"type": "integer", "maximum": 120, "minimum": 0},
+                "colour": {"enum": ["red", "green", "blue"]},
+            },
+            "required": ["name", "age", "colour"],
+            "additionalProperties": False,
+        }
+    )
+)
+CONSTRAINTS: tuple[Constraint, ...] = (
+    PERSON,
+    Regex(r"(The|A) (city|town) of [A-Z][a-z]{2,8} has [0-9]{1,3} (people|houses)\."),
+    Choice(("positive", "negative", "neither good nor bad", "neither")),
+    InOrder((Literal("Name: "), Free((",",), 20), Literal(", age "), Regex("[0-9]{1,3}"), Literal(" years.\n"))),
+)
+PROMPTS = (
+    "Tell me about the sea.\n",
+    "Question: what is the capital of France?\nAnswer:",
+    "One two three one two three one two three one",
+    "Fill in the form for customer 7.\n",
+)
+
+
+@cache
+def ends() -> tuple[int, ...]:
+    return eos_ids(SAPLING)
+
+
+@cache
+def encoder() -> Tokenizer:
+    return load_tokenizer(SAPLING)
+
+
+def engine(speculative: str, config: Config = ROOMY) -> Engine:
+    chosen = msgspec.structs.replace(config, threads=1, speculative=speculative)
+    return build(chosen, SAPLING, lambda *_: None).engine
+
+
+def submit(number: int, prompt: str, **rest: object) -> wire.Submit:
+    ids = array("i", encoder().encode(prompt, add_special_tokens=False).ids).tobytes()
+    rest.setdefault("shape", wire.Shape(temperature=0.0))
+    rest.setdefault("stops", wire.Stops(max_tokens=40, ids=ends()))
+    return wire.Submit(number, ids, **rest)  # type: ignore[arg-type]
+
+
+class Answer(msgspec.Struct):
+    ids: list[int]
+    scores: list[wire.TokenScore]
+    finished: wire.Finished
+
+    @property
+    def told(self) -> tuple[object, ...]:
+        """Everything that may not depend on guesses."""
+        done = self.finished
+        enforced = None if done.enforced is None else (done.enforced.complete, done.enforced.approximations)
+        ended = (done.reason, done.matched, done.length, done.kept, done.closed, enforced)
+        return (self.ids, self.scores, done.prompt_scores, *ended)
+
+
+def run(house: Engine, messages: Sequence[wire.ToEngine]) -> dict[int, Answer]:
+    """Everything that comes of the messages, given all at once."""
+    inbox, wanted = list(messages), {m.id for m in messages if isinstance(m, wire.Submit)}
+    found: dict[int, Answer] = {}
+    ids: dict[int, list[int]] = {}
+    scores: dict[int, list[wire.TokenScore]] = {}
+    late = time.monotonic() + 120
+
+    def receive(wait: bool) -> list[wire.ToEngine]:
+        given, inbox[:] = inbox[:], []
+        assert time.monotonic() < late, f"{wanted - found.keys()} are not done"
+        return given or ([wire.Stop()] if wanted <= found.keys() else [])
+
+    def send(events: list[wire.FromEngine]) -> None:
+        for event in events:
+            assert isinstance(event, (wire.Tokens, wire.Finished)), event
+            ids.setdefault(event.id, []).extend(event.ids)
+            scores.setdefault(event.id, []).extend(event.scores)
+            if isinstance(event, wire.Finished):
+                found[event.id] = Answer(ids[event.id], scores[event.id], event)
+        house._scheduler.check()
+
+    house.run(receive, send)
+    assert house._scheduler.stats()["leases"] == 0
+    return found
+
+
+def random_submit(rng: random.Random, number: int) -> wire.Submit:
+    """Any of the things that a request may ask for, together."""
+    shape = wire.Shape(
+        temperature=rng.choice([0.0, 0.0, 0.7, 1.3]),
+        top_k=rng.choice([-1, -1, 20]),
+        top_p=rng.choice([1.0, 0.9]),
+        min_p=rng.choice([0.0, 0.05]),
+        frequency_penalty=rng.choice([0.0, 0.0, 0.4]),
+        presence_penalty=rng.choice([0.0, 0.0, 0.3]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.2]),
+        seed=rng.randrange(3),
+    )
+    stops = wire.Stops(
+        rng.choice([1, 7, 40]),
+        min_tokens=rng.choice([0, 0, 5]),
+        strings=rng.choice([(), (b"\n",), (b"ea", b". T")]),
+        regexes=rng.choice([(), (), (b"[0-9]{2}",)]),
+        ids=rng.choice([(), ends()]),
+    )
+    return submit(
+        number,
+        rng.choice(PROMPTS) * rng.choice([1, 1, 2]),
+        shape=shape,
+        stops=stops,
+        constraint=rng.choice([None, None, *CONSTRAINTS]),
+        jump=rng.choice(["on", "exact", "off"]),
+        logprobs=rng.choice([-1, -1, 0, 3]),
+        prompt_logprobs=rng.choice([-1, -1, -1, 1]),
+        logprob_start=rng.randrange(6),
+        stream=rng.random() < 0.5,
+    )
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_two_hundred_random_requests_are_answered_alike_with_and_without_guesses(setting: str) -> None:
+    on, off = engine("auto", SETTINGS[setting]), engine("off", SETTINGS[setting])
+    rng = random.Random(setting)
+    messages = [random_submit(rng, number) for number in range(200)]
+    different = []
+    for first in range(0, 200, 25):
+        batch = messages[first : first + 25]
+        found, plain = run(on, batch), run(off, batch)
+        different += [message for message in batch if found[message.id].told != plain[message.id].told]
+    assert not different, f"{len(different)} differ, such as {different[0]}"
+    stats = on._scheduler.stats()
+    assert int(stats["accepted_lookup"]) > 100, "guesses that never come true test nothing"
+    assert int(stats["drafted_tokens"]) > int(stats["accepted_tokens"]), "guesses that never fail test nothing"
+    if setting == "preempted":
+        assert stats["preemptions"], "nobody was preempted"
+
+
+@pytest.mark.parametrize("jump", ["on", "exact", "off"])
+def test_a_tagged_grammar_is_answered_alike(jump: str) -> None:
+    call = Tagged((Tag("sea", Regex(r" of [A-Z][a-z]{2,6} [0-9]{2}"), ". "), Tag("{", PERSON, "}")), at_least_one=True)
+    messages = [
+        submit(n, PROMPTS[n % 4], constraint=call, jump=jump, shape=wire.Shape(temperature=1.0, seed=n % 3))
+        for n in range(12)
+    ]
+    on, off = engine("auto"), engine("off")
+    for _ in range(2):
+        found, plain = run(on, messages), run(off, messages)
+        assert [found[n].told for n in range(12)] == [plain[n].told for n in range(12)]

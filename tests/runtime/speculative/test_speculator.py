@@ -1,0 +1,103 @@
+"""Who is asked for guesses, in which order, how often; and what is learned from what came of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from branchwork.runtime.speculative.cost import StepCost
+from branchwork.runtime.speculative.draft import NOTHING, Context, Proposal, chain
+from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, LONGEST_PAUSE, Speculator, until
+
+DEAR = StepCost([(1, 1.0), (64, 64.0)])
+
+
+class Parrot:
+    """Proposes the same ids whenever it is asked."""
+
+    source = "parrot"
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids
+        self.asked: list[list[int]] = []
+
+    def propose(self, context: Context, ahead: Sequence[int], room: int) -> Proposal | None:
+        self.asked.append([*context.known, *ahead])
+        return Proposal(self.ids[:room]) if self.ids else None
+
+    def grew(self, context: Context) -> None: ...
+
+    def ended(self, context: Context) -> None: ...
+
+
+def test_a_draft_is_a_tree_whose_chains_follow_each_other() -> None:
+    draft = chain([5, 6, 7], "lookup", 2)
+    assert draft.parents == (-1, 0, 1) and draft.sources == ("lookup",) * 3 and draft.grades == (2, 2, 2)
+    assert draft.cut(2) == chain([5, 6], "lookup", 2) and draft.cut(9) is draft and len(NOTHING) == 0
+
+
+def test_forced_text_comes_first_and_others_go_on_behind_it() -> None:
+    parrot = Parrot([8, 9])
+    speculator = Speculator((parrot,))
+    context = speculator.open(0, array("i", [1]))
+    draft = speculator.draft(context, 10, speculator.begin(1), [4, 5])
+    assert draft.ids == (4, 5, 8, 9) and draft.parents == (-1, 0, 1, 2)
+    assert draft.sources == (GRAMMAR, GRAMMAR, "parrot", "parrot")
+    assert parrot.asked == [[1, 4, 5]]
+
+
+def test_a_model_that_spells_forced_text_otherwise_is_asked_how_it_spelt_it_before() -> None:
+    speculator = Speculator((Parrot([8, 9]),))
+    context = speculator.open(0, array("i", [1]))
+    for _ in range(20):
+        speculator.observe(context, chain([4, 5], GRAMMAR), 0, False)
+    assert speculator.draft(context, 10, speculator.begin(1), [4, 5]).sources == ("parrot", "parrot")
+    silent = Speculator((Parrot([]),))
+    assert silent.draft(silent.open(0, array("i", [1])), 10, silent.begin(1), [4, 5]).sources == (GRAMMAR, GRAMMAR)
+
+
+def test_no_guess_goes_beyond_the_room_or_what_is_allowed() -> None:
+    speculator = Speculator((Parrot(range(200)),))
+    context = speculator.open(0, array("i", [1]))
+    assert speculator.draft(context, 3, speculator.begin(1)).ids == (0, 1, 2)
+    assert len(speculator.draft(context, 500, speculator.begin(1))) == LONGEST
+    assert speculator.draft(context, 9, speculator.begin(1), allowed=until([2, 77])).ids == (0, 1)
+    assert speculator.draft(context, 9, speculator.begin(1), allowed=lambda ids: 0) is NOTHING
+    assert until([]) is None
+
+
+def test_a_source_that_fails_is_soon_asked_rarely_and_one_that_is_right_again_always() -> None:
+    parrot = Parrot([3, 3, 3])
+    speculator = Speculator((parrot,), DEAR)
+    context = speculator.open(0, array("i", [1]))
+    for _ in range(2000):
+        context.known.append(1)
+        draft = speculator.draft(context, 8, speculator.begin(8))
+        speculator.observe(context, draft, 0, False)
+    asked = len(parrot.asked)
+    for _ in range(10 * (LONGEST_PAUSE + 1)):
+        context.known.append(1)
+        draft = speculator.draft(context, 8, speculator.begin(8))
+        assert len(draft) <= 1, "only a probe"
+        speculator.observe(context, draft, 0, False)
+    assert len(parrot.asked) - asked == 10
+    cheap = Speculator((parrot,), StepCost([(1, 1.0), (64, 1.1)]))
+    context = cheap.open(0, array("i", [1]))
+    for _ in range(50):
+        cheap.observe(context, cheap.draft(context, 8, cheap.begin(1)), 3, False)
+    assert len(cheap.draft(context, 8, cheap.begin(1))) == 3
+
+
+def test_an_answer_that_ends_in_mid_draft_is_no_failure_of_the_guess_after() -> None:
+    speculator = Speculator((Parrot([3]),))
+    context = speculator.open(0, array("i", [1]))
+    speculator.observe(context, chain([3, 3, 3], "parrot"), 1, True)
+    assert context.records["parrot"].tries[3] == context.records["parrot"].hits[3] == 1.0
+    assert speculator.totals == {"parrot": [3, 1]}
+
+
+def test_grammar_alone_and_nobody() -> None:
+    off = Speculator(grammar=False)
+    assert off.idle and off.draft(off.open(0, array("i", [1])), 9, off.begin(1), [4]) is NOTHING
+    only = Speculator()
+    assert not only.idle and only.draft(only.open(0, array("i", [1])), 9, only.begin(1), [4]).ids == (4,)
