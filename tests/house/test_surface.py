@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import branchwork
 
@@ -36,3 +38,12 @@ def test_importing_and_writing_a_program_loads_neither_torch_nor_sockets() -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     print(done.stdout)
     assert done.stdout.startswith("[]")
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    root = Path(__file__).resolve().parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (root / "README.md").read_text(encoding="utf-8")))
+    written = {
+        name for file in (root / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert len(named) > 20 and not named - written

@@ -30,3 +30,24 @@ def test_the_commands_of_the_readme_exist() -> None:
     assert len(shown) >= 6
     for name in shown:
         assert re.search(rf"\b{name}\b", answer.stdout), f"the README shows `branchwork {name}`"
+
+
+def test_the_compiled_and_the_awaited_program_run(runtime: bw.Runtime, tmp_path: Path) -> None:
+    program = re.findall(r"```python\n(.*?)```", README.split("## A program", 1)[1], re.DOTALL)[0]
+    more = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if ".compile()" in block)
+    body = program.split("state = advice.run", 1)[0] + "import asyncio\n\ncountries = ['France', 'Japan']\n" + more
+    body = body.replace("    ...  #", "    print(state['capital'])  #").replace(
+        "state = await ", "state = asyncio.run("
+    )
+    body = body.replace("timeout=10)", "timeout=10))")
+    file = tmp_path / "program.py"
+    file.write_text(
+        body + "\nprint(answers.compiled, answers.notes, isinstance(state['sum'], int))\n", encoding="utf-8"
+    )
+    command = [sys.executable, "-m", "branchwork", "run", str(file), "--endpoint", runtime.endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert (
+        len(printed) == 3 and "Paris" in printed[0] and printed[-1].startswith("True ()") and "True" in printed[-1][7:]
+    )
