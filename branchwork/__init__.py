@@ -58,6 +58,7 @@ _HOMES = {
         "TooBig",
         "Unsupported",
     ),
+    "branchwork.lang.default": ("set_default_backend",),
     "branchwork.lang.errors": (
         "BackendError",
         "BranchworkError",
@@ -86,7 +87,6 @@ _HOMES = {
     "branchwork.lang.function": (
         "Function",
         "function",
-        "set_default_backend",
     ),
     "branchwork.lang.mcp": (
         "McpServer",
@@ -102,10 +102,8 @@ _HOMES = {
         "ChatFrames",
     ),
     "branchwork.lang.reasoning": ("separate_reasoning",),
-    "branchwork.lang.replay": (
-        "RecordingError",
-        "replay",
-    ),
+    "branchwork.lang.recording": ("RecordingError",),
+    "branchwork.lang.replay": ("replay",),
     "branchwork.lang.sglang": (
         "flush_cache",
         "get_server_info",
@@ -155,6 +153,7 @@ if TYPE_CHECKING:
         TooBig,
         Unsupported,
     )
+    from branchwork.lang.default import set_default_backend
     from branchwork.lang.errors import (
         BackendError,
         BranchworkError,
@@ -180,13 +179,14 @@ if TYPE_CHECKING:
         user_begin,
         user_end,
     )
-    from branchwork.lang.function import Function, function, set_default_backend
+    from branchwork.lang.function import Function, function
     from branchwork.lang.mcp import McpServer, mcp
     from branchwork.lang.media import image, video
     from branchwork.lang.params import SamplingParams
     from branchwork.lang.protocol import Budget, ChatFrames
     from branchwork.lang.reasoning import separate_reasoning
-    from branchwork.lang.replay import RecordingError, replay
+    from branchwork.lang.recording import RecordingError
+    from branchwork.lang.replay import replay
     from branchwork.lang.sglang import flush_cache, get_server_info, global_config
     from branchwork.lang.state import ForkGroup, ProgramState, show
     from branchwork.lang.tools import Tool, ToolError, tool

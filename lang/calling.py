@@ -81,7 +81,12 @@ def tool_system(tools: Iterable[Tool | Callable[..., Any]], text: str = "", form
 
 
 def as_tools(given: Iterable[Tool | Callable[..., Any]]) -> tuple[Tool, ...]:
-    """Tools, made of plain functions where need be. Raises ValueError for none, and for two of one name."""
+    """Tools, made of plain functions where need be.
+
+    Raises ValueError for none, and for two of one name; TypeError for what is no list of them.
+    """
+    if not isinstance(given, Iterable):
+        raise TypeError(f"tools come as a list, got {given!r}; write [{getattr(given, 'name', 'it')}]")
     found = tuple(item if isinstance(item, Tool) else tool(item) for item in given)
     names = [item.name for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})

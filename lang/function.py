@@ -16,10 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Concatenate, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
+from branchwork.lang import loop
 from branchwork.lang.backend import Backend, meant
 from branchwork.lang.batch import Crew, finished, planned, run_rows
 from branchwork.lang.budget import checked
 from branchwork.lang.compile import Compiled
+from branchwork.lang.default import chosen, default_backend
 from branchwork.lang.expr import KNOB_NAMES, knobs_of
 from branchwork.lang.live import LiveProgram
 from branchwork.lang.protocol import Budget
@@ -31,26 +33,7 @@ R = TypeVar("R")
 RUN_OPTIONS = frozenset({"backend", "stream", "budget", "use_thread"})  # use_thread: SGLang's, without effect
 BODIES = min(64, 16 * (os.cpu_count() or 1))  # threads for the `def` bodies of arun
 
-_default: Backend | None = None
-_default_lock = threading.Lock()
 when_done: Callable[[ProgramState[Any]], object] | None = None  # hears of every run whose body has returned
-
-
-def set_default_backend(backend: Backend | None) -> None:
-    """What programs run on when they are not told; None goes back to an embedded runtime started on first use."""
-    global _default
-    _default = meant(backend)
-
-
-def default_backend() -> Backend:
-    """The default backend. With none set, starts a Runtime of the model that ships inside the package."""
-    global _default
-    with _default_lock:
-        if _default is None:
-            from branchwork.lang.backends.runtime import Runtime
-
-            _default = Runtime()
-        return _default
 
 
 @functools.lru_cache(maxsize=1)
@@ -80,7 +63,7 @@ class Invocation(NamedTuple):
 
     async def with_backend(self) -> Invocation:
         """With a backend to run on; only where the default one has yet to be started, a thread does that."""
-        if self.backend is None and _default is None:
+        if self.backend is None and chosen() is None:
             return self._replace(backend=await asyncio.get_running_loop().run_in_executor(None, default_backend))
         return self._replace(backend=self.on_backend())
 
@@ -178,7 +161,7 @@ class Function(Generic[P, R]):
         Generation may go on after the return: reading from the state waits, and raises what went wrong.
         """
         invocation = self.invoke(args, options)
-        if inspect.iscoroutinefunction(self.body) and not invocation.stream and _loop_runs_here():
+        if inspect.iscoroutinefunction(self.body) and not invocation.stream and loop.runs_here():
             raise RuntimeError(f"an event loop runs here; use `await {_name(self.body)}.arun(...)`")
         state = invocation.begin()
         if invocation.stream:
@@ -354,14 +337,6 @@ class Function(Generic[P, R]):
 
 def _name(body: Callable[..., Any]) -> str:
     return str(getattr(body, "__name__", repr(body)))
-
-
-def _loop_runs_here() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 class _Decorator(Protocol):

@@ -58,6 +58,15 @@ def is_current() -> bool:
     return _background is not None and threading.current_thread() is _background.thread
 
 
+def runs_here() -> bool:
+    """Whether an event loop, of whoever, runs in the calling thread, so that nothing may block or start another."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def post(callback: Callable[..., object], *args: Any) -> None:
     """Run a function on the loop soon. Takes no lock once the loop runs, so a finalizer may call it."""
     get().call_soon_threadsafe(callback, *args)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from branchwork.lang import function
+from branchwork.lang import default, function
 from branchwork.lang.backend import Backend
 from branchwork.lang.errors import CapabilityError
 from branchwork.lang.state import ProgramState
@@ -57,11 +57,11 @@ class GlobalConfig:
 
     @property
     def default_backend(self) -> Backend | None:
-        return function._default
+        return default.chosen()
 
     @default_backend.setter
     def default_backend(self, backend: Backend | None) -> None:
-        function.set_default_backend(backend)
+        default.set_default_backend(backend)
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = {*_WITHOUT_EFFECT, "verbosity", "default_backend"}

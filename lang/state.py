@@ -291,9 +291,9 @@ class ProgramState(Generic[R]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Wait, then write everything that was laid and what came of it, for bw.replay. JSON, safe to share."""
-        from branchwork.lang import replay
+        from branchwork.lang import recording
 
-        replay.save(self.live, path)
+        recording.save(self.live, path)
 
     # --- showing
 

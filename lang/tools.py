@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, overload
 
 import msgspec
 
+from branchwork.lang import loop
 from branchwork.lang.constraint import JsonSchema
 from branchwork.lang.errors import BranchworkError
 from branchwork.lang.typed import typed
@@ -307,8 +308,6 @@ def told(error: BaseException) -> str:
 
 def wait_for(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end on a loop of its own; in another thread where a loop runs in this one (notebooks)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not loop.runs_here():
         return asyncio.run(work)
     return _in_thread(asyncio.run, {"main": work}).result()

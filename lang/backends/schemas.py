@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from branchwork.lang.backend import CallFailed
-from branchwork.lang.constraint import Choice, Constraint, JsonSchema, Regex, Sequence, capture_names
+from branchwork.lang.constraint import Choice, Constraint, JsonSchema, Regex, Sequence, Tagged, capture_names
 from branchwork.lang.errors import CapabilityError
 from branchwork.lang.scalars import SCALARS
 from branchwork.lang.typed import FLOAT, INT
@@ -78,6 +78,8 @@ def form_of(constraint: Constraint, who: str, schemas: bool, apart: bool = False
                 return Form(kept, wrapped=True, plain=True, pattern=pattern)
     if capture_names(constraint):
         kind = "turn"
+    elif isinstance(constraint, Tagged):
+        kind = "text with tags or tool calls in it"
     able = "JSON schemas, types and choices" if schemas else "no constraints"
     raise CapabilityError(f"{who} cannot be held to a {kind}; it takes {able}. Branchwork's own runtime takes them all")
 

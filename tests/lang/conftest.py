@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from branchwork.lang.function import set_default_backend
+from branchwork.lang.default import set_default_backend
 
 
 @pytest.fixture(autouse=True)

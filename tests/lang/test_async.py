@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import branchwork as bw
-from branchwork.lang.function import set_default_backend
+from branchwork.lang.default import set_default_backend
 
 
 @pytest.fixture(scope="module")

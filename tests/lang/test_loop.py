@@ -53,3 +53,10 @@ def test_a_forked_child_gets_a_loop_of_its_own() -> None:
     if pid == 0:
         os._exit(7 if loop.run(thread_name(), timeout=5) == "branchwork-loop" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_whether_a_loop_runs_is_asked_of_the_calling_thread() -> None:
+    async def work() -> bool:
+        return loop.runs_here()
+
+    assert asyncio.run(work()) and not loop.runs_here()

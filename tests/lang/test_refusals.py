@@ -78,7 +78,7 @@ def test_a_text_of_another_class_arrives_as_the_text_it_is(text: str) -> None:
     sent = decode_client(encode(Nodes(1, 0, (laid,))))
     assert isinstance(sent, Nodes)
     assert sent.nodes[0].node == ir.Text(plain)
-    started = decode_client(encode(Start(1, 1, arguments=(text,))))
+    started = decode_client(encode(Start(1, 1, 1, (text,))))
     assert isinstance(started, Start) and started.arguments == (plain,)
     state = echo.run(text, backend=bw.ScriptedBackend(answer))
     assert state.messages()[0]["content"] == plain

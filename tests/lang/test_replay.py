@@ -12,7 +12,7 @@ import pytest
 
 import branchwork as bw
 from branchwork.lang.backend import Call, LocalBackend, Reply
-from branchwork.lang.function import set_default_backend
+from branchwork.lang.default import set_default_backend
 from branchwork.lang.live import LiveProgram
 from branchwork.lang.protocol import Budget, ChatFrames, Frame
 from branchwork.lang.replay import replay
@@ -364,3 +364,16 @@ def test_a_recording_of_pictures_keeps_their_bytes(tmp_path: Path) -> None:
     assert again["what"] == "a cat"
     assert again.live.machine.branch(0).pictures[1] == Image(b"\x00\xff", "image/png")
     assert msgspec.json.decode((tmp_path / "program.json").read_bytes())["nodes"][1]["node"]["data"] == "AP8="
+
+
+def test_a_note_about_a_line_that_ran_often_is_kept_once(tmp_path: Path) -> None:
+    @bw.function
+    def body(s: Any) -> None:
+        for _ in range(3):
+            s += "x" + bw.gen("a", type=int)
+
+    state = body.run(backend=bw.ScriptedBackend(lambda prompt, call: "7"))
+    state.save(tmp_path / "run.json")
+    assert [note for note in bw.replay(tmp_path / "run.json").live.notes if "had a type" in note] == [
+        f"a [{state.live.records[1].source}] had a type; the text is kept"
+    ]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from branchwork.lang.errors import BranchworkError
-from branchwork.lang.replay import RecordingError, replay
+from branchwork.lang.recording import RecordingError
+from branchwork.lang.replay import replay
 from tests.lang.test_replay import Counting, chat, saved
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import pytest
 
+from branchwork.lang.agent import agent
 from branchwork.lang.backend import ScriptedBackend
 from branchwork.lang.calling import ToolTurn, tool_results, tool_system, tools
 from branchwork.lang.constraint import Invalid
@@ -518,3 +519,13 @@ def test_cancelling_a_run_cancels_its_calls() -> None:
         return True
 
     assert asyncio.run(main())
+
+
+def test_one_tool_where_a_list_is_wanted_is_refused_with_the_list_to_write() -> None:
+    @tool
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    with pytest.raises(TypeError, match=r"tools come as a list, got Tool\('add'.*; write \[add\]"):
+        agent(add)  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ def test_an_answer_outside_its_form_is_an_error(answer: str, knobs: Any, code: s
         (bw.gen("x", regex="a+"), "Regex"),
         (bw.gen("x", grammar='start: "a"'), "Grammar"),
         (bw.turn("a", bw.gen("x", stop="."), "."), "turn"),
-        (bw.gen("x", tags=[bw.tag("<a>", end="</a>")]), "Tagged"),
+        (bw.gen("x", tags=[bw.tag("<a>", end="</a>")]), "text with tags or tool calls in it"),
         (bw.gen("x", json_schema={"anyOf": [{"type": "null"}, {"items": {"$ref": "#"}}]}), "refers to itself"),
         (bw.gen("x", top_k=5), "top_k"),
         (bw.gen("x", min_p=0.1), "min_p"),
