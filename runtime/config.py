@@ -22,6 +22,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_branches: branches of one program. restarts: engine restarts before the gateway gives up.
     grammar_backend: auto | dfa | llguidance | xgrammar for all constraints. grammar_seconds, grammar_memory: what
     compiling one may take, in seconds (a DFA gets one at most, then llguidance takes over) and in GiB.
+    speculative: who guesses tokens ahead, lookup (text already seen) | grammar (forced text) | auto (both, where it
+    pays) | off. Answers do not depend on it.
     """
 
     model: str = "sapling"
@@ -42,6 +44,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grammar_backend: str = "auto"
     grammar_seconds: float = 10.0
     grammar_memory: float = 1.0
+    speculative: str = "auto"
 
 
 class ConfigError(ValueError):
@@ -84,6 +87,7 @@ _ONE_OF = {
     "device": ("auto", "cpu", "cuda"),
     "policy": ("lpm", "fcfs"),
     "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
+    "speculative": ("auto", "off", "lookup", "grammar"),
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
 _GPU_SHARE = 0.85

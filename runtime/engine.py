@@ -10,6 +10,7 @@ import argparse
 import gc
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,11 @@ from branchwork.runtime.grammar.vocabulary import Vocabulary, encoder
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.models.registry import load_model
-from branchwork.runtime.plan import Plan, Result
+from branchwork.runtime.plan import Plan, Result, Row
 from branchwork.runtime.scheduler.scheduler import Scheduler
+from branchwork.runtime.speculative.cost import measured
+from branchwork.runtime.speculative.lookup import Lookup
+from branchwork.runtime.speculative.speculator import Speculator
 
 MAX_INBOX = 10_000  # messages taken between two steps: a flood of requests may not starve the running ones
 
@@ -154,6 +158,21 @@ def limits_of(config: Config) -> Options:
     )
 
 
+def speculator_of(config: Config, runner: Hands) -> Speculator:
+    """Who guesses tokens, and what a step costs here: measured now, while no page is anybody's."""
+    if config.speculative == "off":
+        return Speculator(grammar=False)
+    most = min(config.pages * config.page_size, config.budget)
+
+    def forward(tokens: int) -> None:
+        pages = range(-(-tokens // config.page_size))
+        row = Row(-1, 0, [0] * tokens, pages, wire.Shape(temperature=0.0), position=1, draft=tokens - 1)
+        runner.launch(Plan(0, (row,))).collect()
+
+    drafters = () if config.speculative == "grammar" else (Lookup(),)
+    return Speculator(drafters, measured(forward, time.perf_counter, most), grammar=config.speculative != "lookup")
+
+
 class Built(NamedTuple):
     """compiled: a descriptor that can be read when constraints have been compiled. notes: what was decided, and why."""
 
@@ -197,6 +216,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         policy=config.policy,
         grammars=compiler,
         eos=ends,
+        speculator=speculator_of(config, runner),
     )
     ready = wire.Ready(
         pages=config.pages,

@@ -107,6 +107,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Token counts of one request. Never preempted: reused + computed = prompt + answer - 1; less when the answer ends
     with tokens that its constraint forced, which nobody has to compute. Times are seconds after the request's arrival
     (once its grammar was compiled): when it was first planned, when its first token was drawn, when it ended.
+    forwards: steps that drew for it. drafts: per source of guesses (lookup, grammar), tokens guessed and guesses kept.
     """
 
     prompt: int
@@ -117,6 +118,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     queued: float = 0.0
     first: float = 0.0
     total: float = 0.0
+    forwards: int = 0
+    drafts: tuple[tuple[str, int, int], ...] = ()
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
@@ -136,7 +139,7 @@ class Enforced(msgspec.Struct, frozen=True, array_like=True):
     """How a constraint was kept. backend: which engine. approximations: what it enforces otherwise than written.
 
     loose: the text may break the constraint, so it has to be validated. complete: the constraint allowed the answer to
-    end where it did. forced: answer tokens that were proposed by the grammar and kept. seconds: of compiling.
+    end where it did. forced: answer tokens that it forced and that were written so. seconds: of compiling.
     """
 
     backend: str
@@ -152,7 +155,8 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
     The answer is the first `length` bytes of all its tokens' bytes (stop text cut off); kept: how many of the tokens
     stay in the transcript as they are (the first `kept` tokens end at or before byte `length`). closed: all captures.
-    forced: the tokens that the constraint forced, as ranges (first, after the last).
+    forced: the tokens that the constraint forced, as ranges (first, after the last). accepted: the tokens that were
+    guessed and came true, as (first, after the last, source).
     """
 
     id: int
@@ -167,6 +171,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     closed: tuple[tuple[str, int, int], ...] = ()
     enforced: Enforced | None = None
     forced: tuple[tuple[int, int], ...] = ()
+    accepted: tuple[tuple[int, int, str], ...] = ()
 
 
 class Scored(msgspec.Struct, frozen=True, tag="scored"):

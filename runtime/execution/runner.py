@@ -137,7 +137,7 @@ def _places(rows: Sequence[Row]) -> list[Row]:
         places.append(row)
         guesses = row.ids[len(row.ids) - row.draft :]
         for n in range(1, row.draft + 1):
-            history = [*row.answer_history, *guesses[:n]]
+            history = [*row.answer_history, *guesses[:n]] if row.prompt_history else ()
             places.append(msgspec.structs.replace(row, position=row.position + n, answer_history=history))
     return places
 

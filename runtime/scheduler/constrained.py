@@ -129,16 +129,18 @@ class MaskWriter:
         return words, masked
 
     def _fill(self, answer: Answer, guesses: Sequence[int], words: NDArray[np.int32]) -> None:
+        """One mask per guess, and one for what follows the last; where text is due and binding, of that alone."""
         matcher = answer.matcher
         assert matcher is not None
+        due = answer.due if answer.binding else []
         taken = 0
-        for n, guess in enumerate(guesses):
-            if answer.submit.jump == "on":
-                words.view(np.uint32)[n, guess >> 5] = 1 << (guess & 31)
+        for n in range(len(guesses) + 1):
+            if n < len(due):
+                words.view(np.uint32)[n, due[n] >> 5] = 1 << (due[n] & 31)
             else:
                 self._mask(answer, n, words[n])
-            taken += matcher.accept([guess])
-        self._mask(answer, len(guesses), words[len(guesses)])
+            if n < len(guesses):
+                taken += matcher.accept([guesses[n]])
         matcher.rollback(taken)
 
     def _mask(self, answer: Answer, ahead: int, row: Row) -> None:

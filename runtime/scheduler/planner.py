@@ -24,31 +24,39 @@ from branchwork.runtime.cache.radix import common
 from branchwork.runtime.plan import Row
 from branchwork.runtime.scheduler.policy import Queue
 from branchwork.runtime.scheduler.request import Options, Request
+from branchwork.runtime.speculative.cost import Worth
+from branchwork.runtime.speculative.draft import NOTHING, Draft, chain
+from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Speculator
 
 SURGE = 8  # budgets that the rows of one Score may take when nothing else is in the step
 
 
 class Job(NamedTuple):
-    """A row and whose it is. twig: which twig of a Score's options it computes, -1 for known tokens."""
+    """A row and whose it is. twig: which twig of a Score's options it computes, -1 for known tokens. draft: what the
+    row guesses."""
 
     request: Request
     row: Row
     twig: int = -1
+    draft: Draft = NOTHING
 
 
 class Step:
-    """A step while it is put together."""
+    """A step while it is put together. worth: says which guesses pay in it. guesses: how many there are pages for, -1
+    while nobody has asked."""
 
-    __slots__ = ("budget", "busy", "jobs", "preempted")
+    __slots__ = ("budget", "busy", "guesses", "jobs", "preempted", "worth")
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, worth: Worth) -> None:
         self.budget = budget
+        self.worth = worth
+        self.guesses = -1
         self.jobs: list[Job] = []
         self.busy: set[int] = set()  # keys of requests with a row
         self.preempted = False
 
-    def add(self, request: Request, row: Row, twig: int = -1) -> None:
-        self.jobs.append(Job(request, row, twig))
+    def add(self, request: Request, row: Row, twig: int = -1, draft: Draft = NOTHING) -> None:
+        self.jobs.append(Job(request, row, twig, draft))
         self.busy.add(request.key)
         self.budget -= len(row.ids)
 
@@ -57,15 +65,18 @@ class Planner:
     """Owns the running and the waiting requests and, through the cache, their leases.
 
     budget: tokens per step. max_running: requests with a lease; never more than the budget, so that each of them gets
-    a token in every step.
+    a token in every step. speculator: who guesses.
     """
 
-    def __init__(self, cache: PrefixCache, budget: int, max_running: int, policy: str) -> None:
+    def __init__(
+        self, cache: PrefixCache, budget: int, max_running: int, policy: str, speculator: Speculator | None = None
+    ) -> None:
         if budget < 1 or max_running < 1:
             raise ValueError(f"budget={budget} and max_running={max_running} must be at least 1")
         self.running: dict[int, Request] = {}
         self.queue = Queue(cache, policy)
         self.preemptions = 0
+        self._speculator = speculator or Speculator()
         self._cache = cache
         self._size = cache.page_size
         self._budget = budget
@@ -73,8 +84,8 @@ class Planner:
 
     def plan(self, number: int) -> list[Job]:
         """The jobs of step `number`; never empty while a request is running or waiting."""
-        step = Step(self._budget)
         drawing = [request for request in self.running.values() if not _behind(request)]
+        step = Step(self._budget, self._speculator.begin(len(drawing)))
         spare = self._budget - len(drawing)
         for request in drawing:
             if request.lease is not None:
@@ -119,15 +130,43 @@ class Planner:
         if end < len(known):
             step.add(request, Row(request.id, start, known[start:end].tolist(), lease.pages))
             return more
-        draft = self._draft(request, lease, end, spare - more)
-        step.add(request, _draw_row(request, lease, start, known[start:].tolist(), draft))
+        draft = self._draft(request, lease, step, end, spare - more)
+        step.add(request, _draw_row(request, lease, start, known[start:].tolist(), draft), draft=draft)
         return more + len(draft)
 
-    def _draft(self, request: Request, lease: Lease, end: int, spare: int) -> list[int]:
-        """As much of a request's draft as fits behind its `end` known tokens; nobody is preempted for a guess."""
-        assert request.answer is not None
-        draft = request.answer.draft[: max(spare, 0)]
-        return draft if draft and self._cache.extend(lease, end + len(draft)) else []
+    def _draft(self, request: Request, lease: Lease, step: Step, end: int, spare: int) -> Draft:
+        """Guesses behind the `end` known tokens that are drawn after; nobody is preempted for a guess."""
+        answer = request.answer
+        assert answer is not None
+        context, due = answer.context, answer.due
+        if not due and (context is None or len(request.known) < context.asked_at):
+            return NOTHING
+        room = min(spare, answer.room)
+        if room <= 0:
+            return NOTHING
+        if due and answer.binding:  # no guess: the masks leave nothing else
+            draft = chain(due[:room], GRAMMAR)
+        elif context is None:
+            return NOTHING
+        else:
+            if step.guesses < 0:
+                step.guesses = self._loose()
+            draft = self._speculator.draft(context, min(room, step.guesses), step.worth, due, answer.checked)
+            step.guesses -= len(draft)
+        return draft if len(draft) and self._cache.extend(lease, end + len(draft)) else NOTHING
+
+    def _loose(self) -> int:
+        """Tokens whose pages may go to guesses: nobody lacks them before the guesser would have needed them itself.
+
+        A request holds pages for at most LONGEST tokens too many, so all that run keep room for as many more.
+        """
+        room = self._cache.available
+        for request in self.running.values():
+            more = LONGEST if request.answer is None else min(request.answer.room + 1, LONGEST)
+            room -= self._missing(request) + self._pages(more)
+            if room <= 0:
+                return 0
+        return room * self._size
 
     def _advance(self, request: Request, step: Step) -> None:
         """Give a request that is behind as much of the rest of the step as it can use."""
@@ -147,10 +186,10 @@ class Planner:
         end = min(request.goal, request.computed + step.budget, room)
         covered = self._cache.extend(lease, end)
         assert covered
-        draft: list[int] = []
+        draft = NOTHING
         if request.answer is not None and end == len(request.known):
-            draft = self._draft(request, lease, end, step.budget - (end - request.computed))
-        step.add(request, _known_row(request, lease, end, draft))
+            draft = self._draft(request, lease, step, end, step.budget - (end - request.computed))
+        step.add(request, _known_row(request, lease, end, draft), draft=draft)
         self._cache.seal(lease, request.known, end)
 
     def _score(self, request: Request, step: Step) -> None:
@@ -260,6 +299,8 @@ class Planner:
         first = request.options is None or request.options.column == 0
         if first and spend.diverged < 0:
             spend.diverged, spend.reused, spend.admitted = diverged, lease.matched, time.monotonic()
+            if request.answer is not None and request.answer.context is not None:
+                request.answer.context.fresh = lease.matched
         return True
 
     def _pages(self, tokens: int) -> int:
@@ -314,7 +355,7 @@ def _rank(request: Request) -> tuple[int, int]:
     return -request.priority, request.key
 
 
-def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft: list[int]) -> Row:
+def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft: Draft) -> Row:
     """A row whose last known token's logits give the next token, and those of each guess the one after it."""
     answer = request.answer
     assert answer is not None
@@ -322,7 +363,7 @@ def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft:
     return Row(
         request.id,
         start,
-        ids + draft,
+        [*ids, *draft.ids],
         lease.pages,
         submit.shape,
         position=len(known),
@@ -334,7 +375,7 @@ def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft:
     )
 
 
-def _known_row(request: Request, lease: Lease, end: int, draft: list[int]) -> Row:
+def _known_row(request: Request, lease: Lease, end: int, draft: Draft) -> Row:
     """The row that computes known tokens up to `end`, and the scores of prompt tokens that are wanted from it."""
     start, known, answer = request.computed, request.known, request.answer
     ids = known[start:end].tolist()

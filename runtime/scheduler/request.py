@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from branchwork.runtime.cache.prefix_cache import Lease
 from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.scheduler.stops import Ending, StopMatcher
 from branchwork.runtime.scheduler.twigs import Progress, Trie
+from branchwork.runtime.speculative.draft import Context, Draft
+from branchwork.runtime.speculative.speculator import until
 from branchwork.runtime.wire import Enforced, Finished, Score, Scored, Submit, Tokens, TokenScore, Usage
 
 TAIL = 6  # committed tokens that a grammar looks at to continue them canonically
@@ -36,17 +38,38 @@ class Spend:
     arrived: float = field(default_factory=time.monotonic)
     admitted: float = 0.0
     drew: float = 0.0
+    forwards: int = 0
+    drafts: dict[str, list[int]] = field(default_factory=dict)  # per source: guesses proposed, guesses kept
 
     def usage(self) -> Usage:
         now = time.monotonic()
-        times = [max(at - self.arrived, 0.0) for at in (self.admitted or now, self.drew or now, now)]
-        return Usage(self.prompt, self.reused, self.computed, max(self.diverged, 0), self.preempted, *times)
+        queued, first, total = (max(at - self.arrived, 0.0) for at in (self.admitted or now, self.drew or now, now))
+        return Usage(
+            self.prompt,
+            self.reused,
+            self.computed,
+            max(self.diverged, 0),
+            self.preempted,
+            queued,
+            first,
+            total,
+            self.forwards,
+            tuple([(source, proposed, kept) for source, (proposed, kept) in self.drafts.items()]),
+        )
+
+    def guessed(self, draft: Draft, taken: int) -> None:
+        """A chain of guesses was verified; the first `taken` of them came true."""
+        for n, source in enumerate(draft.sources):
+            counts = self.drafts.setdefault(source, [0, 0])
+            counts[0] += 1
+            counts[1] += n < taken
 
 
 class Answer:
     """The growing answer of a Submit: its stops, its matcher, and the tokens that were not sent yet.
 
-    draft: tokens that the grammar forces next, to ride along with the next draw.
+    due: tokens that the grammar forces next. With jump "exact" they are guesses; with "on" nothing else may come.
+    context: of those who guess ahead, None when nobody may.
     """
 
     def __init__(self, submit: Submit, token_bytes: Sequence[bytes], grammar: Grammar | None = None) -> None:
@@ -55,8 +78,11 @@ class Answer:
         self.stops = StopMatcher(submit.stops, token_bytes)
         self.grammar = grammar
         self.matcher = None if grammar is None else grammar.start()
-        self.draft: list[int] = []
+        self.due: list[int] = []
+        self.context: Context | None = None
         self.forced: list[tuple[int, int]] = []  # answer tokens that the grammar forced, as ranges
+        self.accepted: list[tuple[int, int, str]] = []  # answer tokens that were guessed and by whom, as ranges
+        self._allowed = until(submit.stops.ids)
         self._closed: list[tuple[str, int, int]] = []
         self.prompt_scores: list[TokenScore] = []
         self.penalised = (shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty) != (0.0, 0.0, 1.0)
@@ -66,6 +92,12 @@ class Answer:
 
     def take(self, token: int, score: TokenScore | None) -> Ending | None:
         """Take the next token; says how the answer ends when it ends with it. The matcher has to allow it."""
+        if self.due:
+            if token == self.due[0]:
+                self._note_forced(self.stops.tokens)
+                del self.due[0]
+            else:
+                self.due = []
         self._unsent.append(token)
         if score is not None:
             self._scores.append(score)
@@ -76,28 +108,61 @@ class Answer:
                 return self.stops.end("stop")  # nothing may follow
         return ending
 
-    def propose(self, known: array[int]) -> Ending | None:
-        """Ask the matcher what is forced after the known tokens: it becomes the draft, or, with jump "on", known.
+    @property
+    def binding(self) -> bool:
+        """What is due must come; otherwise the model decides."""
+        return self.submit.jump == "on"
 
-        Says how the answer ends when it ends with forced text. Scored tokens are always drafted: scores need logits.
-        """
-        room = self.submit.stops.max_tokens - self.stops.tokens - 1
-        if self.matcher is None or self.submit.jump == "off" or room <= 0:
+    @property
+    def appends(self) -> bool:
+        """What is due is appended unasked. Scored tokens are drawn all the same: scores need logits."""
+        return self.binding and max(self.submit.logprobs, self.submit.prompt_logprobs) < 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that may follow besides the next one."""
+        return self.submit.stops.max_tokens - self.stops.tokens - 1
+
+    def look_ahead(self, known: array[int]) -> None:
+        """Ask the matcher what is forced after the known tokens; that is due from now on."""
+        self.due = []
+        if self.matcher is not None and self.submit.jump != "off" and self.room > 0:
+            self.due = self.matcher.jump(known[-TAIL:].tolist())[: self.room]
+
+    def expects(self, token: int) -> bool:
+        """Whether a drawn token may be taken: not where other text has to come."""
+        return not (self.binding and self.due) or token == self.due[0]
+
+    def add_due(self, known: array[int]) -> Ending | None:
+        """Append what is due, when that is not to be drawn; says how the answer ends when it ends with it."""
+        if not self.appends:
             return None
-        forced = self.matcher.jump(known[-TAIL:].tolist())[:room]
-        if self.submit.jump == "exact" or max(self.submit.logprobs, self.submit.prompt_logprobs) >= 0:
-            self.draft = forced
-            return None
-        for token in forced:
-            self.note_forced()
-            known.append(token)
-            if (ending := self.take(token, None)) is not None:
+        while self.due:
+            known.append(self.due[0])
+            if (ending := self.take(self.due[0], None)) is not None:
                 return ending
         return None
 
-    def note_forced(self) -> None:
-        """The token that is taken next was forced."""
-        at = self.stops.tokens
+    def allowed(self, guesses: list[int]) -> int:
+        """How many of these guesses, in order, may be said at all and do not end the answer."""
+        count = self._allowed(guesses) if self._allowed is not None else len(guesses)
+        return count if self.matcher is None else self.matcher.validate(guesses[:count])
+
+    @property
+    def checked(self) -> Callable[[list[int]], int] | None:
+        """`allowed`, None when everything is."""
+        return None if self.matcher is None and self._allowed is None else self.allowed
+
+    def note_accepted(self, source: str) -> None:
+        """The token that was taken last had been guessed."""
+        at = self.stops.tokens - 1
+        if self.accepted and self.accepted[-1][1:] == (at, source):
+            self.accepted[-1] = (self.accepted[-1][0], at + 1, source)
+        else:
+            self.accepted.append((at, at + 1, source))
+
+    def _note_forced(self, at: int) -> None:
+        """Answer token `at` is one that was due."""
         if self.forced and self.forced[-1][1] == at:
             self.forced[-1] = (self.forced[-1][0], at + 1)
         else:
@@ -135,6 +200,7 @@ class Answer:
             captures,
             self._enforced(ending),
             tuple(self.forced),
+            tuple(self.accepted),
         )
 
     def _enforced(self, ending: Ending) -> Enforced | None:

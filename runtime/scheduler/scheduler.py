@@ -16,8 +16,10 @@ from branchwork.runtime.plan import Drawn, Plan, Result
 from branchwork.runtime.scheduler.constrained import Grammars, Masks, MaskWriter, NoGrammars, Waiting
 from branchwork.runtime.scheduler.intake import Limits, refusal, requests_of
 from branchwork.runtime.scheduler.planner import Job, Planner
-from branchwork.runtime.scheduler.request import Request
+from branchwork.runtime.scheduler.request import Answer, Request
 from branchwork.runtime.scheduler.stops import Ending
+from branchwork.runtime.speculative.draft import NOTHING, Draft
+from branchwork.runtime.speculative.speculator import CATCH_UP, Speculator
 from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit, Usage
 
 
@@ -26,7 +28,7 @@ class Scheduler:
 
     cache: whose leases only this object takes. token_bytes: bytes of every id that a model may draw (its length is the
     vocabulary). context: tokens of prompt and answer. budget: tokens per step. queue_limit: waiting requests.
-    grammars: who compiles constraints. eos: the model's end tokens.
+    grammars: who compiles constraints. eos: the model's end tokens. speculator: who guesses tokens ahead.
     """
 
     def __init__(
@@ -41,18 +43,21 @@ class Scheduler:
         policy: str = "lpm",
         grammars: Grammars | None = None,
         eos: Iterable[int] = (),
+        speculator: Speculator | None = None,
     ) -> None:
         self._cache = cache
         self._token_bytes = token_bytes
         self._limits = Limits(context, cache.pages, cache.page_size, len(token_bytes))
         self._queue_limit = queue_limit
-        self._planner = Planner(cache, budget, max_running, policy)
+        self._speculator = speculator or Speculator()
+        self._planner = Planner(cache, budget, max_running, policy, self._speculator)
         self._compiling = Waiting(grammars or NoGrammars())
         self._mask_writer = MaskWriter(len(token_bytes), eos)
         self._live: dict[int, list[Request]] = {}
         self._planned: dict[int, list[Job]] = {}
         self._keys = 0
         self._step = 0
+        self._began = 0.0  # when the last step was planned
         counted = ("prompt_tokens", "reused_tokens", "computed_tokens", "finished", "drafted_tokens", "accepted_tokens")
         self._totals = dict.fromkeys(counted, 0)
 
@@ -89,7 +94,12 @@ class Scheduler:
         for request in requests:
             self._planner.queue.add(request)
         first = requests[0]
-        ending = first.answer.propose(first.known) if first.answer is not None else None
+        if first.answer is None:
+            return []
+        if first.answer.submit.speculative and not self._speculator.idle:
+            first.answer.context = self._speculator.open(first.key, first.known, grammar is not None)
+        first.answer.look_ahead(first.known)
+        ending = first.answer.add_due(first.known)
         return [] if ending is None else [self._finish(first, ending)]
 
     def cancel(self, number: int) -> list[Event]:
@@ -121,6 +131,7 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step, None when there is nothing to do. Every plan must be run and committed."""
         self._step += 1
+        self._began = time.monotonic()
         jobs = self._planner.plan(self._step)
         if not jobs:
             return None
@@ -135,11 +146,13 @@ class Scheduler:
     def commit(self, plan: Plan, result: Result) -> list[Event]:
         """Take in what came of a plan. Rows of requests cancelled meanwhile are ignored."""
         events: list[Event] = []
-        computed = 0
+        computed = drew = 0
         for job, drawn in zip(self._planned.pop(plan.step), result.rows, strict=True):
             request, row = job.request, job.row
             tokens = len(row.ids) - row.draft  # guesses count when they have come true
             computed += len(row.ids)
+            self._totals["computed_tokens"] += tokens
+            drew += tokens == 1 and row.shape is not None
             if request.lease is None:
                 continue
             request.spend.computed += tokens
@@ -150,38 +163,72 @@ class Scheduler:
             if drawn.known and request.answer is not None:
                 request.answer.prompt_scores += drawn.known
             if row.shape is not None:
-                self._totals["drafted_tokens"] += row.draft
-                self._drawn(request, drawn, events)
-        self._totals["computed_tokens"] += computed
+                self._drawn(job, drawn, events)
+        if drew == len(result.rows):  # a step that only draws, whose time says what guesses cost
+            self._speculator.cost.observe(drew, computed - drew, time.monotonic() - self._began)
         return events
 
-    def _drawn(self, request: Request, drawn: Drawn, events: list[Event]) -> None:
-        answer = request.answer
+    def _drawn(self, job: Job, drawn: Drawn, events: list[Event]) -> None:
+        """Take what was drawn for an answer, as far as nothing else has to come, and what its grammar adds."""
+        request, answer = job.request, job.request.answer
         assert answer is not None
-        answer.draft = []
         request.spend.drew = request.spend.drew or time.monotonic()
-        for n, token in enumerate(drawn.tokens):
-            if n:  # the guess before it came true, and its KV is there
-                request.computed += 1
-                request.spend.computed += 1
-                answer.note_forced()
-                self._totals["accepted_tokens"] += 1
-            request.known.append(token)
-            ending = answer.take(token, drawn.scores[n] if drawn.scores else None)
-            if ending is not None:
-                events.append(self._finish(request, ending))
-                return
+        request.spend.forwards += 1
+        taken, ending, void = self._take(request, answer, job.draft, drawn)
+        if job.draft is not NOTHING:
+            self._note(request, answer, job.draft, taken, ending is not None)
+        elif answer.context is not None and len(request.known) % CATCH_UP == 0:  # siblings may want to know
+            self._speculator.grew(answer.context)
+        if ending is not None:
+            events.append(self._finish(request, ending))
+            return
         broken = answer.matcher.error if answer.matcher is not None else ""
-        if drawn.fault or broken:
+        if broken or (drawn.fault and not void):
             self._retire(request.id)
             code = "no_token" if answer.matcher is None else "grammar_error"
             events.append(Failed(request.id, code, broken or drawn.fault))
             return
-        ending = answer.propose(request.known)
+        ending = answer.add_due(request.known)
         if ending is not None:
             events.append(self._finish(request, ending))
         elif answer.submit.stream and (news := answer.news()) is not None:
             events.append(news)
+
+    def _take(self, request: Request, answer: Answer, draft: Draft, drawn: Drawn) -> tuple[int, Ending | None, bool]:
+        """Append drawn tokens: how many guesses came true, how the answer ends, whether the rest of them is void."""
+        taken = 0
+        for n, token in enumerate(drawn.tokens):
+            forced = bool(answer.due)
+            if not answer.expects(token):  # the grammar forces other text after the guess before
+                if not answer.appends:  # that guess is the last known token: computed again, to draw after it
+                    self._computed(request, -1)
+                return taken, None, True
+            request.known.append(token)
+            ending = answer.take(token, drawn.scores[n] if drawn.scores else None)
+            guessed = n < len(draft) and draft.ids[n] == token
+            if guessed:
+                taken += 1
+                answer.note_accepted(draft.sources[n])
+            if ending is not None:
+                return taken, ending, False
+            if guessed:  # and its KV is there
+                self._computed(request, 1)
+            if not forced if answer.binding else n == len(drawn.tokens) - 1:
+                answer.look_ahead(request.known)
+        return taken, None, False
+
+    def _computed(self, request: Request, more: int) -> None:
+        request.computed += more
+        request.spend.computed += more
+        self._totals["computed_tokens"] += more
+
+    def _note(self, request: Request, answer: Answer, draft: Draft, taken: int, ended: bool) -> None:
+        """Count what came of the guesses, and let those who made them learn from it."""
+        self._totals["drafted_tokens"] += len(draft)
+        self._totals["accepted_tokens"] += taken
+        request.spend.guessed(draft, taken)
+        if answer.context is not None:
+            self._speculator.observe(answer.context, draft, taken, ended)
 
     def _scored(self, request: Request, twig: int, drawn: Drawn, events: list[Event]) -> None:
         options = request.options
@@ -209,6 +256,8 @@ class Scheduler:
         requests = self._live.pop(number)
         for request in requests:
             self._planner.drop(request)
+            if request.answer is not None and request.answer.context is not None:
+                self._speculator.close(request.answer.context)
         self._totals["finished"] += 1
         self._totals["prompt_tokens"] += requests[0].spend.prompt
         self._totals["reused_tokens"] += requests[0].spend.reused
@@ -229,11 +278,21 @@ class Scheduler:
         return len(self._planner.queue) + len(self._compiling)
 
     def stats(self) -> dict[str, float | int | str]:
-        """Counters since the start, and what is held now. hit_rate: reused of the prompt tokens of ended requests."""
+        """Counters since the start, and what is held now. hit_rate: reused of the prompt tokens of ended requests.
+
+        computed_tokens: of prompts and answers, without guesses that did not come true. drafted_tokens,
+        accepted_tokens: guesses, and those that came true; the same by source as drafted_lookup and so on.
+        """
         pages = self._cache.stats()
         prompt = self._totals["prompt_tokens"]
+        guesses = {
+            f"{what}_{source}": counts[n]
+            for source, counts in self._speculator.totals.items()
+            for n, what in enumerate(("drafted", "accepted"))
+        }
         return {
             **self._totals,
+            **guesses,
             "hit_rate": self._totals["reused_tokens"] / prompt if prompt else 0.0,
             "preemptions": self._planner.preemptions,
             "running": self.running,
@@ -260,6 +319,11 @@ class Scheduler:
             assert request.lease is not None, f"request {request.id} runs without a lease"
             leases += 1 + (len(request.options.leases) if request.options is not None else 0)
         held = self._cache.stats().leases
+        guessing = [
+            a for requests in self._live.values() for r in requests if (a := r.answer) and a.context is not None
+        ]
+        held_contexts = self._speculator.contexts
+        assert len(guessing) == held_contexts, f"{held_contexts} requests are guessed for, {len(guessing)} live"
         assert leases == held, f"the cache has {held} leases, running requests hold {leases}"
         waiting = [request for requests in self._live.values() for request in requests if request.lease is None]
         assert all(request in self._planner.queue for request in waiting), "a live request neither runs nor waits"

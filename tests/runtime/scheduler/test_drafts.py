@@ -201,3 +201,19 @@ def test_a_streamed_answer_is_the_same_and_stats_count_by_source() -> None:
     assert ids[0] == ids[2] == alone(submit(0, range(30), max_tokens=16))
     stats = house.scheduler.stats()
     assert stats["drafted_lookup"] == stats["drafted_tokens"] and stats["accepted_lookup"] == stats["accepted_tokens"]
+
+
+def test_after_a_fault_nobody_is_guessed_for_and_what_was_written_still_helps() -> None:
+    house, lookup = guessing()
+    house.add(submit(0, range(10, 40), max_tokens=12))
+    house.drain()
+    house.add(submit(2, range(10, 40), max_tokens=12))
+    assert house.scheduler.plan() is not None
+    house.take(house.scheduler.fail_all("engine_error", "the device is gone"))
+    house.scheduler.check()
+    assert not lookup._live
+    again = submit(4, range(10, 40), max_tokens=12)
+    house.add(again)
+    house.drain()
+    expect(house, again)
+    assert usage(house, 4)[0] == 1

@@ -18,7 +18,7 @@ import branchwork.runtime.sapling
 from branchwork.lang.constraint import Choice, Constraint, Free, JsonSchema, Literal, Regex, Tag, Tagged
 from branchwork.lang.constraint import Sequence as InOrder
 from branchwork.runtime import wire
-from branchwork.runtime.config import Config
+from branchwork.runtime.config import Config, ConfigError, parse
 from branchwork.runtime.engine import Engine, build
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer
 
@@ -182,3 +182,26 @@ def test_a_tagged_grammar_is_answered_alike(jump: str) -> None:
     for _ in range(2):
         found, plain = run(on, messages), run(off, messages)
         assert [found[n].told for n in range(12)] == [plain[n].told for n in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "sources"),
+    [("off", set()), ("lookup", {"lookup"}), ("grammar", {"grammar"}), ("auto", {"lookup", "grammar"})],
+)
+def test_the_option_chooses_who_guesses(mode: str, sources: set[str]) -> None:
+    house = engine(mode)
+    free = [submit(n, PROMPTS[2], stops=wire.Stops(30)) for n in range(2)]
+    forced = [submit(n, PROMPTS[3], constraint=Regex("(forced text, all of it) [0-9]"), jump="exact") for n in (2, 3)]
+    found = {**run(house, free), **run(house, forced)}
+    guessed = {source for one in found.values() for source, _, _ in one.finished.usage.drafts}
+    assert guessed == sources
+    kept = sum(last - first for one in found.values() for first, last, _ in one.finished.accepted)
+    assert kept == sum(count for one in found.values() for _, _, count in one.finished.usage.drafts)
+    for one in found.values():
+        drawn = len(one.ids) - sum(last - first for first, last, _ in one.finished.accepted)
+        assert one.finished.usage.forwards >= drawn, "each forward gives one token that was not guessed"
+
+
+def test_an_unknown_choice_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ConfigError, match=r"speculative='maybe'.*auto, off, lookup, grammar"):
+        parse(["speculative=maybe"])

@@ -89,4 +89,4 @@ def test_the_law_of_answers_is_the_same_with_and_without_guesses(name: str, mask
 
 def test_the_measure_sees_a_slightly_different_law() -> None:
     plain = answers(SHAPES["temperature 1"], 0, False, 0)
-    assert improbability(plain, answers(Shape(temperature=0.85), 2, False, 1_000_000)) > 4.0
+    assert improbability(plain, answers(Shape(temperature=0.75), 2, False, 1_000_000)) > 4.0

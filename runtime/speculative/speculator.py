@@ -1,0 +1,214 @@
+"""Drafts for the requests of a step: who is asked, how much of it is worth its cost, what came of it.
+
+Knows: drafters, costs, what a grammar forces. Must not know: pages, plans, wire messages, tensors.
+Exactness is not decided here: whatever is proposed, verify.py keeps what would have been drawn anyway.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+
+from branchwork.runtime.speculative.cost import StepCost, Worth
+from branchwork.runtime.speculative.draft import GRADES, NOTHING, Context, Draft, Drafter, Record, chain
+
+GRAMMAR = "grammar"  # the source of forced text
+SURE = 0.9  # a model that writes less of the forced text as proposed is asked first how it wrote it before
+LONGEST = 64  # guesses for one request in one step
+KEEP = 0.85  # what an observation leaves of the older ones of its request
+KEEP_ALL = 0.998  # the same for all requests together
+SHY = 1.0  # tries of its own after which a request counts as much as all others
+CATCH_UP = 32  # tokens after which drafters should see a request that they were not asked about
+LONGEST_PAUSE = 63  # proposals left out when guessing does not pay
+_PRIORS = (0.4, 0.6, 0.8, 0.95)  # chance of a guess by grade, before anything was seen
+_PRIOR_TRIES = 20.0
+
+
+class Speculator:
+    """Asks its drafters in order, each for what follows the guesses of those before it.
+
+    grammar: whether forced text is proposed where the model decides about it.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter] = (), cost: StepCost | None = None, grammar: bool = True) -> None:
+        self.cost = cost or StepCost()
+        self._drafters = drafters
+        self._grammar = grammar
+        self._overall: dict[tuple[str, bool], Record] = {}
+        self.totals: dict[str, list[int]] = {}  # source: guesses proposed, guesses that came true
+        self.contexts = 0  # of requests under way
+
+    @property
+    def idle(self) -> bool:
+        """Nobody would ever guess anything."""
+        return not self._drafters and not self._grammar
+
+    # --- a request's life
+
+    def open(self, key: int, known: array[int], constrained: bool = False) -> Context:
+        """A request whose tokens may be guessed. Must be closed."""
+        self.contexts += 1
+        return Context(key, known, constrained)
+
+    def close(self, context: Context) -> None:
+        self.contexts -= 1
+        for drafter in self._drafters:
+            drafter.ended(context)
+
+    def grew(self, context: Context) -> None:
+        """Its known ids have grown; siblings may learn from them."""
+        for drafter in self._drafters:
+            drafter.grew(context)
+
+    # --- a step
+
+    def begin(self, draws: int) -> Worth:
+        """For one step that draws for so many requests."""
+        return self.cost.begin(draws)
+
+    def draft(
+        self,
+        context: Context,
+        room: int,
+        worth: Worth,
+        forced: Sequence[int] = (),
+        allowed: Callable[[list[int]], int] | None = None,
+    ) -> Draft:
+        """At most `room` guesses. forced: what a grammar forces next. allowed: how many of these ids, in order, may be
+        said at all (a grammar, stop ids); None for all."""
+        room = min(room, LONGEST)
+        if room <= 0 or worth.plain:
+            return NOTHING
+        sure = bool(forced) and self._grammar and self._rate(context, GRAMMAR, GRADES - 1) >= SURE
+        draft, chance = self._forced(context, forced[:room], worth) if sure else (NOTHING, 1.0)
+        if sure and len(draft) < len(forced):
+            return draft
+        for drafter in self._drafters:
+            if len(draft) >= room:
+                break
+            more, chance = self._asked(drafter, context, draft, room - len(draft), worth, allowed, chance)
+            draft = _joined(draft, more)
+        if forced and self._grammar and not len(draft):
+            draft, _ = self._forced(context, forced[:room], worth)
+        if draft is NOTHING:
+            context.asked_at = min((self._record(context, one.source).asked_at for one in self._drafters), default=0)
+        return draft
+
+    def observe(self, context: Context, draft: Draft, taken: int, ended: bool) -> None:
+        """The first `taken` guesses of a chain came true; the next one did not, unless the answer ended there."""
+        for n in range(len(draft)):
+            source = draft.sources[n]
+            totals = self.totals.setdefault(source, [0, 0])
+            totals[0] += 1
+            totals[1] += n < taken
+            if n < taken + (not ended):
+                grade, hit = draft.grades[n], float(n < taken)
+                _learn(self._record(context, source), grade, hit, KEEP)
+                _learn(self._all(context, source), grade, hit, KEEP_ALL)
+        if taken:
+            for source in set(draft.sources[:taken]):
+                context.records[source].pause = 0
+
+    # --- how
+
+    def _forced(self, context: Context, forced: Sequence[int], worth: Worth) -> tuple[Draft, float]:
+        return self._worth(context, chain(forced, GRAMMAR), (), worth, 1.0)
+
+    def _asked(
+        self,
+        drafter: Drafter,
+        context: Context,
+        draft: Draft,
+        room: int,
+        worth: Worth,
+        allowed: Callable[[list[int]], int] | None,
+        chance: float,
+    ) -> tuple[Draft, float]:
+        """What one drafter adds, as far as it is allowed and worth its cost; the chance that all of it comes true."""
+        record = self._record(context, drafter.source)
+        if len(context.known) < record.asked_at:
+            return NOTHING, chance
+        drafter.grew(context)
+        proposal = drafter.propose(context, draft.ids, room)
+        if proposal is None:  # the more rows a step has, the more it costs to look in vain for each of them
+            _rest(context, record, min(LONGEST_PAUSE, worth.draws // 2))
+            return NOTHING, chance
+        ids = list(proposal.ids)
+        if allowed is not None:
+            before = len(draft)
+            del ids[max(allowed([*draft.ids, *ids]) - before, 0) :]
+        if not ids:
+            return NOTHING, chance
+        proposed = chain(ids, drafter.source, proposal.grade)
+        chosen, chance = self._worth(context, proposed, proposal.shares, worth, chance)
+        if len(chosen) == 0:
+            if record.pause == LONGEST_PAUSE:  # try again after all: texts change
+                chosen = proposed.cut(1)
+            _rest(context, record, LONGEST_PAUSE)
+        return chosen, chance
+
+    def _worth(
+        self, context: Context, draft: Draft, shares: Sequence[float], worth: Worth, chance: float
+    ) -> tuple[Draft, float]:
+        """The guesses of a source that are worth their cost; the chance that they all come true."""
+        rate = self._rate(context, draft.sources[0], draft.grades[0])
+        count = 0
+        for n in range(len(draft)):
+            after = chance * rate
+            if not worth.takes(after * shares[n] if shares else after):
+                break
+            chance, count = after, n + 1
+        return draft.cut(count), chance * (shares[count - 1] if shares and count else 1.0)
+
+    def _rate(self, context: Context, source: str, grade: int) -> float:
+        """The probability that a guess comes true when the one before it did."""
+        own, overall = self._record(context, source), self._all(context, source)
+        common = (overall.hits[grade] + _PRIOR_TRIES * _PRIORS[grade]) / (overall.tries[grade] + _PRIOR_TRIES)
+        return (own.hits[grade] + SHY * common) / (own.tries[grade] + SHY)
+
+    def _record(self, context: Context, source: str) -> Record:
+        found = context.records.get(source)
+        if found is None:
+            found = context.records[source] = Record()
+        return found
+
+    def _all(self, context: Context, source: str) -> Record:
+        """How a source fared with all requests of this kind: text around what a grammar forces is another matter."""
+        found = self._overall.get((source, context.constrained))
+        if found is None:
+            found = self._overall[source, context.constrained] = Record()
+        return found
+
+
+def until(stops: Iterable[int]) -> Callable[[list[int]], int] | None:
+    """For `allowed`: guesses before the first stop id. That the answer ends needs no guess."""
+    ends = frozenset(stops)
+    if not ends:
+        return None
+
+    def before(ids: list[int]) -> int:
+        return len(ids) if ends.isdisjoint(ids) else next(n for n, token in enumerate(ids) if token in ends)
+
+    return before
+
+
+def _joined(draft: Draft, more: Draft) -> Draft:
+    """`more` growing from the last guess of a chain."""
+    if not len(draft) or not len(more):
+        return draft if len(draft) else more
+    at = len(draft)
+    parents = tuple(at + parent for parent in more.parents)
+    return Draft(
+        draft.ids + more.ids, draft.parents + parents, draft.sources + more.sources, draft.grades + more.grades
+    )
+
+
+def _rest(context: Context, record: Record, longest: int) -> None:
+    """Ask a source later, and later each time."""
+    record.pause = min(2 * record.pause + 1, longest)
+    record.asked_at = len(context.known) + record.pause + 1
+
+
+def _learn(record: Record, grade: int, hit: float, keep: float) -> None:
+    record.hits[grade] = keep * record.hits[grade] + hit
+    record.tries[grade] = keep * record.tries[grade] + 1.0
