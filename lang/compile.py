@@ -236,7 +236,7 @@ class Compiled(Generic[P, R]):
 
         def collect(name: str, text: str) -> Any:
             names.append(name)
-            texts.append(ir.sendable(text))
+            texts.append(text)
             return TEXT
 
         shape = self._with_texts(invocation.arguments, collect)
@@ -296,7 +296,7 @@ class Compiled(Generic[P, R]):
             backend = invocation.on_backend()
             for placed in template.nodes:
                 backend.accept(placed.node)
-            _check_choices(template, texts)
+            _check_texts(template, texts)
             live = LiveProgram(backend, invocation.stream, invocation.budget, invocation.speculate)
             for number, value in found.traced.objects.items():
                 live.machine.objects[found.position[number]] = rebuilt(value, lambda leaf: leaf)
@@ -374,8 +374,10 @@ def _read(returned: Any) -> frozenset[str]:
     return frozenset(names)
 
 
-def _check_choices(template: ir.Template, texts: Sequence[str]) -> None:
-    """Raises ValueError for choices that are empty or alike once the arguments stand in them."""
+def _check_texts(template: ir.Template, texts: Sequence[str]) -> None:
+    """Raises ValueError for texts that cannot be sent, and choices that are empty or alike once they stand in them."""
+    for text in texts:
+        ir.sendable(text)
     if not any(isinstance(placed.node, ir.Select) and placed.node.fills for placed in template.nodes):
         return
     for _, laid in ir.filled(template.nodes, texts):

@@ -29,12 +29,20 @@ STYLES = {
     "reused": "blue",
     "tool": "cyan",
     "generated": "bold green",
+    "lookup": "green underline",
+    "model": "green italic",
     "forced": "yellow",
     "select": "bold magenta",
     "cut": "dim strike",
     "image": "dim cyan",
 }
-LABELS = {"tool": "tool result", "select": "chosen", "cut": "cut off"}
+LABELS = {
+    "tool": "tool result",
+    "select": "chosen",
+    "lookup": "guessed",
+    "model": "guessed by a model",
+    "cut": "cut off",
+}
 OUTCOMES = {"won": "green", "lost": "dim", "stopped": "dim", "failed": "red", "running": "yellow"}
 NARROW = 32  # columns of a terminal that a branch should have, beside its neighbours
 REFRESH = 0.1  # seconds at least between two pictures of a running program

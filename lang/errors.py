@@ -5,6 +5,9 @@ Knows: nothing else. Must not know: how any of it came about.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class BranchworkError(Exception):
     """Base of all errors of this package."""
@@ -32,6 +35,16 @@ class ProgramError(BranchworkError):
         self.code, self.message = code, message
         self.node, self.source = node, source
         self.cause, self.transcript = cause, transcript
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it reaches another process whole, which takes exceptions apart into their arguments."""
+        rest: dict[str, Any] = {
+            "node": self.node,
+            "source": self.source,
+            "cause": self.cause,
+            "transcript": self.transcript,
+        }
+        return partial(ProgramError, **rest), (self.code, self.message)
 
     def __str__(self) -> str:
         lines = [f"{self.code}: {self.message}" + (f" [{self.source}]" if self.source else "")]
@@ -69,3 +82,6 @@ class Refused(BackendError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code, self.reason = code, message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Refused, (self.code, self.reason)

@@ -47,7 +47,8 @@ class Row:
     in the tree, the others. diverged_at, diverged_text: index and text of the first prompt token that was not there;
     None when all were. made: generated tokens, of them `forced` by a constraint. queued_s, first_s, total_s: seconds
     from arrival to admission, first token and end. finish: finish reason, of a select its choice. constraint: what
-    enforced it. chosen: of a select, (choice, normalized log-probability) pairs.
+    enforced it. chosen: of a select, (choice, normalized log-probability) pairs. forwards: runs of the model that
+    tokens were drawn after; drafts: per source of guesses, how many there were and how many came true.
     """
 
     node: int
@@ -74,6 +75,8 @@ class Row:
     captures: tuple[str, ...] = ()
     preempted: int = 0
     chosen: tuple[tuple[str, float], ...] = ()
+    forwards: int | None = None
+    drafts: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -181,6 +184,8 @@ def row(live: LiveProgram, number: int) -> Row:
         approximations=tuple(enforced.get("approximations") or ()),
         captures=captures,
         preempted=int(meta.get("preempted") or 0),
+        forwards=_sum([one.get("forwards") for one in metas]),
+        drafts=tuple((source, found["guessed"], found["kept"]) for source, found in (meta.get("drafts") or {}).items()),
         chosen=tuple(zip(meta.get("choices") or (), meta.get("normalized_prompt_logprobs") or ())),
     )  # fmt: skip
 

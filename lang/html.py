@@ -24,6 +24,8 @@ STYLE = """<style>
 .bw .bw-reused{background:rgba(66,133,244,.2)}
 .bw .bw-tool{background:rgba(0,160,170,.2)}
 .bw .bw-generated{background:rgba(30,165,85,.26)}
+.bw .bw-lookup{background:rgba(30,165,85,.26);border-bottom:2px solid rgba(30,165,85,.9)}
+.bw .bw-model{background:rgba(30,165,85,.26);border-bottom:2px dotted rgba(30,165,85,.9)}
 .bw .bw-forced{background:rgba(235,160,0,.3)}
 .bw .bw-select{background:rgba(150,80,230,.28)}
 .bw .bw-cut{opacity:.5;text-decoration:line-through}
@@ -50,8 +52,16 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 .bw .bw-foot summary{cursor:pointer}
 .bw img{display:block;max-width:100%;max-height:16em}
 </style>"""
-LABELS = {"frame": "chat frame", "reused": "prompt, reused", "prompt": "prompt, new", "tool": "tool result",
-          "select": "chosen", "cut": "cut off"}  # fmt: skip
+LABELS = {
+    "frame": "chat frame",
+    "reused": "prompt, reused",
+    "prompt": "prompt, new",
+    "tool": "tool result",
+    "select": "chosen",
+    "lookup": "guessed from past text",
+    "model": "guessed by a draft model",
+    "cut": "cut off",
+}
 LONG = 4000  # characters of one span that are shown without asking
 ENDS = 600  # characters of a longer one that are shown at each of its ends
 PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
@@ -147,6 +157,10 @@ def tooltip(row: Row) -> str:
         speed = f", {rate:,.0f} tokens/s" if rate is not None else ""
         forced = f", {row.forced} forced" if row.forced else ""
         lines.append(f"generated: {row.made} tokens{forced}{speed}")
+    if row.forwards and row.made:
+        kept = ", ".join(f"{source} {kept} of {guessed}" for source, guessed, kept in row.drafts)
+        guesses = f"; guesses kept: {kept}" if kept else ""
+        lines.append(f"{row.made / row.forwards:.1f} tokens a forward{guesses}")
     times = (("queued", row.queued_s), ("first token", row.first_s), ("total", row.total_s))
     if told := ", ".join(f"{what} {seconds(time)}" for what, time in times if time is not None):
         lines.append(f"time: {told}")

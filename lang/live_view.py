@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import linecache
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from branchwork.lang import explain
 from branchwork.lang.errors import ProgramError
@@ -19,7 +20,8 @@ from branchwork.lang.transcript import Branch, NodeFailed, Segment
 
 # prompt: text whose KV had to be computed (or nobody knows); reused: its KV was in the tree for all who read it;
 # cut: what a gen had written when it was stopped, and is not part of the transcript; image: a picture, without text
-KINDS = ("frame", "prompt", "reused", "tool", "generated", "forced", "select", "cut", "image")
+# lookup, model: generated, and guessed ahead from past text or by a draft model
+KINDS = ("frame", "prompt", "reused", "tool", "generated", "lookup", "model", "forced", "select", "cut", "image")
 DEPTH = 24  # levels of forks shown; deeper ones are counted
 STOPPED = frozenset({"cancelled", "closed"})  # the program's own doing, not errors
 
@@ -148,19 +150,19 @@ class _View:
         return [half for half in halves if half.text]
 
     def _answer(self, segment: Segment) -> list[Span]:
-        """A gen's text, cut where the constraint forced it. Its other samples go with the last piece."""
+        """A gen's text, cut where it was forced or guessed ahead. Its other samples go with the last piece."""
         record = self.live.records[segment.node]
         assert isinstance(record.node, Gen)
         row, text = explain.row(self.live, segment.node), segment.text
         meta = record.meta[0] if record.meta else {}
-        # what the constraint forced is counted in the whole answer, which thinking that was taken away was part of
-        forced = meta.get("forced") or [] if record.node.reasoning is None else []
+        # both are counted in the whole answer, which thinking that was taken away was part of
+        marks = _marks(meta) if record.node.reasoning is None else []
         spans, end = [], 0
-        for first, last in sorted(tuple(span) for span in forced):
+        for first, last, kind in marks:
             first, last = max(first, end), min(last, len(text))
             if first < last:
                 spans += [Span(text[end:first], "generated", row)] if end < first else []
-                spans.append(Span(text[first:last], "forced", row))
+                spans.append(Span(text[first:last], kind, row))
                 end = last
         spans += [Span(text[end:], "generated", row)] if end < len(text) else []
         if record.node.name is not None and record.node.params is not None and record.node.params.n > 1:
@@ -227,3 +229,11 @@ def _tool_segments(shown: Branch) -> frozenset[int]:
         if turn.role == "tool"
         for index in range(turn.first, end if turn.last is None else turn.last)
     )
+
+
+def _marks(meta: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+    """Stretches of an answer that were not drawn one by one, ascending; what was forced and guessed is forced."""
+    forced = [(first, last, "forced") for first, last in meta.get("forced") or ()]
+    guessed = [(first, last, source) for first, last, source in meta.get("accepted") or () if source in KINDS]
+    held = {place for first, last, _ in forced for place in range(first, last)}
+    return sorted([*forced, *(mark for mark in guessed if held.isdisjoint(range(mark[0], mark[1])))])

@@ -128,7 +128,9 @@ def _texts(name: str, given: Any) -> tuple[str, ...]:
 def _ids(name: str, given: Any) -> tuple[int, ...]:
     """Token ids, of which a message carries 32 bits."""
     ids = tuple(given) if isinstance(given, Iterable) else (given,)
-    if not all(isinstance(one, numbers.Integral) and not isinstance(one, bool) and 0 <= one < 2**31 for one in ids):
+    if not all(
+        isinstance(one, numbers.Integral) and not isinstance(one, bool) and 0 <= int(one) < 2**31 for one in ids
+    ):
         raise ValueError(f"{name} takes token ids, whole numbers from 0, got {given!r}")
     return tuple(int(one) for one in ids)
 

@@ -148,11 +148,17 @@ class Sample:
             "kept_tokens": done.kept,
             "began_s": self.began,
             **times(usage),
+            "forwards": usage.forwards,
+            "drafts": {source: {"guessed": guessed, "kept": kept} for source, guessed, kept in usage.drafts},
         }
         if self.healed:
             meta["healed"] = self.healed
         if done.forced:
-            meta["forced"] = self._forced_spans(done.forced)
+            meta["forced"] = self._spans(done.forced)
+        if done.accepted:
+            meta["accepted"] = [
+                (*span, source) for *place, source in done.accepted for span in self._spans([(place[0], place[1])])
+            ]
         if self.submit.logprobs >= 0:
             meta["output_token_logprobs"] = triples(self.scores, self._texts)
             meta["output_top_logprobs"] = tops(self.scores, self._texts)
@@ -178,12 +184,12 @@ class Sample:
             found |= {"valid": not wrong, "complaints": wrong}
         return found
 
-    def _forced_spans(self, forced: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Characters of the answer that were forced, as ranges."""
+    def _spans(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The characters of the answer that ranges of its tokens stand for."""
         table, text = self._texts.token_bytes, self.answer()
         ends = list(itertools.accumulate((len(table[token]) for token in self.ids), initial=-len(self.healed.encode())))
         data = text.encode()
-        spans = [(max(ends[first], 0), min(ends[last], len(data))) for first, last in forced]
+        spans = [(max(ends[first], 0), min(ends[last], len(data))) for first, last in ranges]
         spans = [(a, b) for a, b in spans if a < b]
         return [(len(data[:a].decode("utf-8", "ignore")), len(data[:b].decode("utf-8", "ignore"))) for a, b in spans]
 

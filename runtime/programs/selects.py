@@ -94,7 +94,7 @@ class Selection:
 
 
 def _padded(scores: Sequence[Sequence[float]], means: Sequence[float]) -> list[list[float]]:
-    """[options][places]: the log-probabilities that a greedy choice compares; a shorter option goes on with its mean."""
+    """[options][places]: the log-probabilities that a greedy choice compares; a shorter one goes on with its mean."""
     longest = max(len(option) for option in scores)
     return [[*option, *[mean] * (longest - len(option))] for option, mean in zip(scores, means)]
 

@@ -152,6 +152,18 @@ def test_forced_text_is_told_from_drawn_text() -> None:
     assert kinds(seen(state)) == [("forced", '{"a": '), ("generated", "12"), ("forced", "}")]
 
 
+def test_guessed_text_is_shown_with_its_source_and_forced_text_as_forced() -> None:
+    def body(s: Any) -> None:
+        s += "a" + bw.gen("x")
+
+    meta = {"accepted": [(0, 2, "lookup"), (3, 4, "model"), (5, 6, "grammar"), (6, 8, "lookup")], "forced": [(5, 7)]}
+    figures = {"forwards": 4, "completion_tokens": 8, "drafts": {"lookup": {"guessed": 6, "kept": 4}}}
+    state = run(body, {"x": answer("01234567", **meta, **figures)})
+    shown = [("prompt", "a"), ("lookup", "01"), ("generated", "2"), ("model", "3"), ("generated", "4")]
+    assert kinds(seen(state)) == [*shown, ("forced", "56"), ("generated", "7")]
+    assert "2.0 tokens a forward; guesses kept: lookup 4 of 6" in state._repr_html_()
+
+
 def test_results_of_tools_are_told_from_prompt_text() -> None:
     def body(s: bw.ProgramState) -> None:
         s += bw.user("ask")

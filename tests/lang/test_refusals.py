@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -142,3 +143,18 @@ def test_an_address_or_a_class_is_no_backend(backend: Any) -> None:
 def test_a_text_is_neither_a_row_nor_a_batch(program: Any, batch: Any) -> None:
     with pytest.raises(TypeError, match=r"a (row of a )?batch is"):
         program.run_batch(batch, backend=bw.ScriptedBackend(answer))
+
+
+def test_a_compiled_batch_keeps_a_text_that_cannot_be_sent_to_its_row() -> None:
+    rows = [("\ud800",), ("a",)]
+    bad, good = echo.compile().run_batch(rows, return_exceptions=True, backend=bw.ScriptedBackend(answer))
+    assert isinstance(bad, ValueError) and good["a"] == "a"
+
+
+def test_errors_reach_another_process_whole() -> None:
+    cause = bw.ProgramError("context_length", "too long", node=3, source="a.py:1")
+    error = bw.ProgramError("branch_failed", "gone", node=4, source="a.py:2", cause=cause, transcript="so far")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and again.node == 4 and again.cause.node == 3
+    refused = pickle.loads(pickle.dumps(bw.Refused("queue_full", "come back later")))
+    assert (refused.code, refused.reason) == ("queue_full", "come back later")
