@@ -68,11 +68,13 @@ def measure(console: Console, runtime: bw.Runtime, size: Size) -> list[dict[str,
         rows.append(_summary(name, runs))
     title = f"prompt about {size.prompt} tokens, generate {size.generate}, {size.repeats} rounds"
     table = Table(title=f"{runtime.model.name}: {title}")
-    for title in ("workload", "generated tokens/s", "spread", "prompt tokens", "reused"):
+    for title in ("workload", "generated tokens/s", "spread", "prompt tokens", "reused", "tokens a forward", "guesses"):
         table.add_column(title, justify="left" if title == "workload" else "right")
     for row in rows:
         spread = f"{row['low']:,.0f}-{row['high']:,.0f}"
-        table.add_row(row["workload"], f"{row['rate']:,.0f}", spread, f"{row['prompt']:,}", f"{row['reused']:.0%}")
+        guesses = ", ".join(f"{source} {kept} of {made}" for source, (made, kept) in row["guesses"].items())
+        figures = f"{row['rate']:,.0f}", spread, f"{row['prompt']:,}", f"{row['reused']:.0%}", f"{row['forward']:.2f}"
+        table.add_row(row["workload"], *figures, guesses)
     console.print(table)
     return rows
 
@@ -81,7 +83,7 @@ def _text(draw: random.Random, tokens: int) -> str:
     return " ".join(draw.choices(_WORDS, k=max(1, tokens // 2)))  # about two tokens a word with a small vocabulary
 
 
-def _round(runtime: bw.Runtime, texts: list[str], generate: int) -> dict[str, float]:
+def _round(runtime: bw.Runtime, texts: list[str], generate: int) -> dict[str, Any]:
     begun = time.perf_counter()
     states = _complete.run_batch([{"text": text, "tokens": generate} for text in texts], backend=runtime)
     metas = [state.meta("out") for state in states]
@@ -90,11 +92,19 @@ def _round(runtime: bw.Runtime, texts: list[str], generate: int) -> dict[str, fl
         "rate": sum(meta["completion_tokens"] for meta in metas) / seconds,
         "prompt": sum(meta["prompt_tokens"] for meta in metas),
         "reused": sum(meta["cached_tokens"] for meta in metas),
+        "made": sum(meta["completion_tokens"] for meta in metas),
+        "forwards": sum(meta["forwards"] for meta in metas),
+        "drafts": [meta["drafts"] for meta in metas],
     }
 
 
-def _summary(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+def _summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     rates = [run["rate"] for run in runs]
+    guesses: dict[str, tuple[int, int]] = {}
+    for drafts in (drafts for run in runs for drafts in run["drafts"]):
+        for source, found in drafts.items():
+            made, kept = guesses.get(source, (0, 0))
+            guesses[source] = made + found["guessed"], kept + found["kept"]
     prompt = sum(run["prompt"] for run in runs)
     return {
         "workload": name,
@@ -103,4 +113,6 @@ def _summary(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
         "high": max(rates),
         "prompt": int(prompt / len(runs)),
         "reused": sum(run["reused"] for run in runs) / prompt,
+        "forward": sum(run["made"] for run in runs) / max(1, sum(run["forwards"] for run in runs)),
+        "guesses": guesses,
     }
