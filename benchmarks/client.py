@@ -3,7 +3,7 @@
 Knows: the public interface, the clock. Must not know: the runtime's insides, beyond the figures it reports itself.
 The re-sending client is the way of HTTP front ends: for every gen it sends the whole text so far, waits, and appends.
 Both use the same connection, model and sampling, in one run, alternating. Gens have a fixed number of tokens.
-Usage: python benchmarks/client.py [--only chat,steps,concurrent,rows] [--repeats 5] [--rows 10000] [--json FILE]
+Usage: python benchmarks/client.py [--only chat,steps,chained,concurrent,rows] [--repeats 5] [--rows N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -123,6 +123,26 @@ def steps(s: bw.ProgramState, topic: str) -> None:
         s += "\n"
 
 
+@bw.function
+def chained(s: bw.ProgramState, topic: str) -> None:
+    """The same, and every step names what the one before it came to: uncompiled, the body has to read it."""
+    s += f"About {topic}:\n"
+    said = "nothing"
+    for step in range(STEPS):
+        s += f"{step}. after {said}: "
+        s += bw.gen(f"x{step}", max_tokens=2, **EXACT)
+        s += "\n"
+        said = s[f"x{step}"]
+
+
+def resent_chained(backend: bw.RuntimeBackend, topic: str) -> None:
+    text, said = f"About {topic}:\n", "nothing"
+    for step in range(STEPS):
+        text += f"{step}. after {said}: "
+        said = short.run(text, backend=backend)["a"]
+        text += said + "\n"
+
+
 def resent_steps(backend: bw.RuntimeBackend, topic: str) -> None:
     text = f"About {topic}:\n"
     for step in range(STEPS):
@@ -136,13 +156,16 @@ def short(s: bw.ProgramState, text: str) -> None:
     s += bw.gen("a", max_tokens=2, **EXACT)
 
 
-def measure_steps(backend: bw.RuntimeBackend, repeats: int) -> list[tuple[str, Figures]]:
+def measure_steps(
+    backend: bw.RuntimeBackend, repeats: int, program: Any, resent: Callable[[bw.RuntimeBackend, str], None]
+) -> list[tuple[str, Figures]]:
     """One program of 16 gens: compiled, pipelined, and by the re-sending client."""
-    compiled = steps.compile()
+    compiled = program.compile()
+    assert compiled.run("once", backend=backend).sync() and compiled.compiled, compiled.notes
     ways: dict[str, Callable[[str], Any]] = {
         "compiled": lambda topic: compiled.run(topic, backend=backend).sync(),
-        "pipelined": lambda topic: steps.run(topic, backend=backend).sync(),
-        "re-sending": lambda topic: resent_steps(backend, topic),
+        "pipelined": lambda topic: program.run(topic, backend=backend).sync(),
+        "re-sending": lambda topic: resent(backend, topic),
     }
     walls: dict[str, list[float]] = {name: [] for name in ways}
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -243,7 +266,7 @@ def measure_rows(backend: bw.RuntimeBackend, rows: int) -> list[tuple[str, Figur
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="chat,steps,concurrent,rows")
+    parser.add_argument("--only", default="chat,steps,chained,concurrent,rows")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
@@ -255,7 +278,8 @@ def main() -> None:
         backend = bw.connect(runtime.endpoint)
         measures: dict[str, Callable[[], list[tuple[str, Figures]]]] = {
             "chat": lambda: measure_chat(backend, given.repeats),
-            "steps": lambda: measure_steps(backend, given.repeats),
+            "steps": lambda: measure_steps(backend, given.repeats, steps, resent_steps),
+            "chained": lambda: measure_steps(backend, given.repeats, chained, resent_chained),
             "concurrent": lambda: measure_concurrent(backend),
             "rows": lambda: measure_rows(backend, given.rows),
         }
