@@ -20,7 +20,7 @@ from branchwork.lang.ir import Fill, Fork, Gen, Image, Laid, Placed, Select, Vid
 from branchwork.lang.machine import Call, Dropped, Reply
 from branchwork.lang.params import SamplingParams
 from branchwork.lang.protocol import Budget, ChatFrames
-from branchwork.lang.transcript import NodeFailed
+from branchwork.lang.transcript import NodeFailed, Segment
 from branchwork.runtime import wire
 from branchwork.runtime.programs import seams
 from branchwork.runtime.programs.branches import Transcript
@@ -347,7 +347,7 @@ class Host:
         seams.settle(transcript, branch, session.given, self._texts)
         pending = transcript.pending(branch)
         encoded = [
-            self._texts.encode([*pending, seams.Segment(text, "literal", -1, branch.role is None)])
+            self._texts.encode([*pending, Segment(text, "literal", -1, branch.role is None)])
             for text in call.choices
         ]
         if not transcript.ids:
