@@ -132,7 +132,7 @@ def _ids(name: str, given: Any) -> tuple[int, ...]:
         isinstance(one, numbers.Integral) and not isinstance(one, bool) and 0 <= int(one) < 2**31 for one in ids
     ):
         raise ValueError(f"{name} takes token ids, whole numbers from 0, got {given!r}")
-    return tuple(int(one) for one in ids)
+    return tuple([int(one) for one in ids])  # the one empty tuple, which messages leave out as the default
 
 
 def merge(*layers: Mapping[str, Any]) -> SamplingParams:

@@ -142,7 +142,7 @@ class Link:
         self._check_process()
         with self.gate:
             if self.lost is not None:
-                raise RuntimeLost(f"{self.lost.message} Connect again, or start another Runtime.")
+                raise RuntimeLost(f"{self.lost.message}\nConnect again, or start another Runtime.")
             program = next(self._numbers)
             self._sinks[program] = sink
         return program
@@ -178,7 +178,7 @@ class Link:
     def _make_room(self, nodes: int) -> None:
         """Wait while too many nodes are unsent; a thread in which an event loop runs must not."""
         with self.gate:
-            if not _loop_runs_here():
+            if not loop.runs_here():
                 self.gate.wait_for(lambda: self._unsent < UNSENT or self.lost is not None)
             self._unsent += nodes
 
@@ -204,7 +204,8 @@ class Link:
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeUnavailable(
-                f"the connection to {self.endpoint} belongs to a parent process; connect again here"
+                f"the connection to {self.endpoint} belongs to a parent process; connect again here: "
+                f"bw.set_default_backend(bw.connect({self.endpoint!r}))"
             )
 
     # --- the loop's thread
@@ -418,35 +419,46 @@ class Link:
                 self.gate.notify_all()
 
     def _send(self, message: ClientMessage) -> None:
-        frame = encode(message)
-        if isinstance(message, Start) and (_cost(message) > self._window or len(frame) > MAX_FRAME):
-            self._refuse_start(message, len(frame))
-        elif len(frame) <= MAX_FRAME:
+        try:
+            frame = encode(message)
+        except (ValueError, TypeError, NotImplementedError, OverflowError) as error:
+            self._unsendable(message, "not_sent", f"it cannot be written as a message: {error}")
+            return
+        if len(frame) > MAX_FRAME:
+            figure = f"it takes {len(frame)} bytes, the limit is {MAX_FRAME}; split its text into several"
+            self._unsendable(message, "too_large", figure)
+        elif isinstance(message, Start) and message.size > self._window:
+            figure = (
+                f"it has {message.size} nodes, this runtime takes {self._window} at once; run it without compiling it"
+            )
+            self._unsendable(message, "too_large", figure)
+        else:
             self._socket.send(frame)
             self.traffic.sent += len(frame)
             self.traffic.messages += 1
-        elif isinstance(message, Nodes) and len(message.nodes) > 1:
-            half = len(message.nodes) // 2
-            self._send(msgspec.structs.replace(message, nodes=message.nodes[:half]))
-            self._send(msgspec.structs.replace(message, nodes=message.nodes[half:]))
-        elif isinstance(message, Nodes):
-            self._socket.send(encode(Cancel(message.program, message.branch)))
-            self._free += 1
-            figure = f"the node takes {len(frame)} bytes, the limit is {MAX_FRAME}; split its text into several"
-            failed = Failed(message.program, message.branch, message.nodes[0].id, "too_large", figure)
-            if message.program in self._sinks:
-                self._sinks[message.program](failed)
 
-    def _refuse_start(self, message: Start, size: int) -> None:
+    def _unsendable(self, message: ClientMessage, code: str, why: str) -> None:
+        """Whoever waits for what cannot be sent is told; of several nodes, those that can be sent are."""
         self._free += _cost(message)
-        figure = (
-            f"the program takes {_cost(message)} nodes and {size} bytes; this runtime takes {self._window} nodes and "
-            f"{MAX_FRAME} bytes at once; run it without compiling it"
-        )
-        with self.gate:
-            self._templates = {key: known for key, known in self._templates.items() if known[0] != message.template}
-        if message.program in self._sinks:
-            self._sinks[message.program](Failed(message.program, 0, 0, "too_large", figure))
+        match message:
+            case Nodes(nodes=nodes) if len(nodes) > 1:
+                half = len(nodes) // 2
+                for part in (nodes[:half], nodes[half:]):
+                    self._free -= len(part)
+                    self._send(msgspec.structs.replace(message, nodes=part))
+            case Nodes(program, branch, nodes):
+                self._socket.send(encode(Cancel(program, branch)))
+                self._tell(Failed(program, branch, nodes[0].id, code, why))
+            case Start(program, template):
+                with self.gate:
+                    self._templates = {key: known for key, known in self._templates.items() if known[0] != template}
+                self._tell(Failed(program, 0, 0, code, why))
+            case _:
+                raise TypeError(why)
+
+    def _tell(self, failed: Failed) -> None:
+        if failed.program in self._sinks:
+            self._sinks[failed.program](failed)
 
     def end(self, why: Lost) -> None:
         """The connection is over: everybody who waits is told, the socket goes."""
@@ -487,14 +499,6 @@ def _cost(message: ClientMessage) -> int:
         case Start(size=size):
             return size
     return 0
-
-
-def _loop_runs_here() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _merged(messages: list[ClientMessage]) -> list[ClientMessage]:

@@ -139,7 +139,7 @@ class Sample:
             "matched": done.matched.decode("utf-8", "replace"),
             "prompt_tokens": usage.prompt,
             "completion_tokens": len(self.ids),
-            "cached_tokens": usage.reused,
+            "cached_tokens": min(usage.reused, usage.prompt),
             "computed_tokens": usage.computed,
             "diverged_at": usage.diverged,
             "preempted": usage.preempted,

@@ -7,13 +7,14 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import branchwork as bw
 from branchwork.lang import ir
 from branchwork.lang.constraint import Repeat
-from branchwork.lang.params import SamplingParams
+from branchwork.lang.params import SamplingParams, merge
 from branchwork.lang.protocol import Nodes, Open, Start, decode_client, encode
 
 
@@ -158,3 +159,9 @@ def test_errors_reach_another_process_whole() -> None:
     assert str(again) == str(error) and again.node == 4 and again.cause.node == 3
     refused = pickle.loads(pickle.dumps(bw.Refused("queue_full", "come back later")))
     assert (refused.code, refused.reason) == ("queue_full", "come back later")
+
+
+@pytest.mark.parametrize("knob", ["stop", "stop_token_ids", "stop_regex"])
+def test_a_knob_with_nothing_in_it_is_left_out_of_messages(knob: str) -> None:
+    plain, empty = merge({"max_tokens": 3}), merge({"max_tokens": 3, knob: iter([])})
+    assert msgspec.msgpack.encode(plain) == msgspec.msgpack.encode(empty)

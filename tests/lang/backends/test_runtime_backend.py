@@ -541,3 +541,16 @@ def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it never came true"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("knobs", [{"stop": "\ud800"}, {"regex": "[\ud800a]b"}])
+def test_a_gen_that_no_message_can_hold_fails_and_the_others_run(gateway: FakeGateway, knobs: dict[str, Any]) -> None:
+    def body(s: bw.ProgramState) -> None:
+        forks = s.fork(2)
+        forks[0].__iadd__("a" + bw.gen("x", **knobs))
+        forks[1].__iadd__("b" + bw.gen("x"))
+        with pytest.raises(bw.ProgramError, match=r"not_sent.*surrogates not allowed"):
+            forks[0]["x"]
+        assert forks[1]["x"] == "B"
+
+    bw.function(body).run(backend=bw.connect(gateway.endpoint))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import dataclasses
+import gc
 import threading
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -387,7 +387,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_generator() -> None:
         for number, _ in enumerate(states):
             backend.prompts.clear()
             backend.calls.clear()
-            if number % 25 == 0:
+            if number % 100 == 0:
                 gc.collect()  # what waits for the collector is not what grows
         reached = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
