@@ -265,8 +265,8 @@ def agent(
     """An agent with these tools: it asks the model, runs the calls it makes, lays their results, and so on.
 
     system: what stands before the list of tools in the system message. max_turns: turns of the model. max_seconds: for
-    a whole run; a turn under way is cut off then, and so are calls. A budget= given to run is the program's, not the
-    agent's: past it ProgramError (budget) is raised.
+    a whole run; a turn under way is cut off then, and so are calls. A budget= given to run is the program's: a
+    turn that it cuts ends the agent as max_tokens does, and where none is left ProgramError (budget) is raised.
     timeout: seconds for each call. max_result: characters of a result that the model gets to see.
     on_limit: "return" says in AgentResult.stopped that a bound was reached, "raise" raises ProgramError.
     calls: choice, parallel and think as of bw.tools, and every knob of a gen (max_tokens is that of one turn).
