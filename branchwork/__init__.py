@@ -84,6 +84,7 @@ _HOMES = {
         "user_begin",
         "user_end",
     ),
+    "branchwork.lang.forks": ("ForkGroup",),
     "branchwork.lang.function": (
         "Function",
         "function",
@@ -110,7 +111,6 @@ _HOMES = {
         "global_config",
     ),
     "branchwork.lang.state": (
-        "ForkGroup",
         "ProgramState",
         "show",
     ),
@@ -179,6 +179,7 @@ if TYPE_CHECKING:
         user_begin,
         user_end,
     )
+    from branchwork.lang.forks import ForkGroup
     from branchwork.lang.function import Function, function
     from branchwork.lang.mcp import McpServer, mcp
     from branchwork.lang.media import image, video
@@ -188,7 +189,7 @@ if TYPE_CHECKING:
     from branchwork.lang.recording import RecordingError
     from branchwork.lang.replay import replay
     from branchwork.lang.sglang import flush_cache, get_server_info, global_config
-    from branchwork.lang.state import ForkGroup, ProgramState, show
+    from branchwork.lang.state import ProgramState, show
     from branchwork.lang.tools import Tool, ToolError, tool
     from branchwork.lang.turn import optional, repeat, turn
 

@@ -21,10 +21,11 @@ import msgspec
 from branchwork.lang import ir, race
 from branchwork.lang.backend import Sink
 from branchwork.lang.constraint import listed_captures, optional_captures
+from branchwork.lang.forks import ForkGroup
 from branchwork.lang.instrument import caught_here, holds_symbols, instrumented
 from branchwork.lang.live import LiveProgram
 from branchwork.lang.protocol import Budget, ChatFrames
-from branchwork.lang.state import ForkGroup, ProgramState
+from branchwork.lang.state import ProgramState
 from branchwork.lang.symbols import (
     Argument,
     Naming,

@@ -309,7 +309,7 @@ def test_knobs_budget_and_stream_reach_a_compiled_run() -> None:
 
 
 def test_choices_that_become_alike_are_refused_where_they_are_written() -> None:
-    with pytest.raises(ValueError, match=r"repeats.*test_compile\.py:"):
+    with pytest.raises(ValueError, match=r"repeats.*test_compiled\.py:"):
         essay.compile().run("s", backend=bw.ScriptedBackend(answer)).sync() and twin.compile().run(
             "b", backend=bw.ScriptedBackend(answer)
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import inspect
+import pickle
 import threading
 import time
 from typing import Any
@@ -370,3 +372,10 @@ def eventually(condition: Any, seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it never came true"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("copying", [pickle.dumps, copy.deepcopy])
+def test_a_state_that_is_pickled_or_copied_says_what_to_do_instead(copying: Any) -> None:
+    state = run(lambda s: s.__iadd__("a"), {})
+    with pytest.raises(TypeError, match=r"s\.save\(path\)"):
+        copying(state)
