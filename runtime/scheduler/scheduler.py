@@ -97,7 +97,9 @@ class Scheduler:
         if first.answer is None:
             return []
         if first.answer.submit.speculative and not self._speculator.idle:
-            first.answer.context = self._speculator.open(first.key, first.known, grammar is not None)
+            context = self._speculator.open(first.key, first.known, grammar is not None)
+            context.shape, context.prompt = first.answer.submit.shape, first.prompt
+            first.answer.context = context
         first.answer.look_ahead(first.known)
         ending = first.answer.add_due(first.known)
         return [] if ending is None else [self._finish(first, ending)]

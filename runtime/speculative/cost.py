@@ -46,14 +46,16 @@ class Load:
 
 class StepCost:
     """Timed forwards (tokens, seconds), tokens ascending, and what was learned since. No points: guesses are free, and
-    every one is taken."""
+    every one is taken. aside: seconds of the step under way that went into guessing itself, not into verifying."""
 
     def __init__(self, points: Sequence[tuple[int, float]] = ()) -> None:
         self.points = _rising(points)
+        self.aside = 0.0
         self._loads: dict[int, Load] = {}
 
     def begin(self, draws: int) -> Worth:
         """For a step that draws for so many requests, before any guess."""
+        self.aside = 0.0
         if not self.points:
             return Worth(draws, 0.0, 0.0)
         load = self.load(draws)
@@ -65,7 +67,7 @@ class StepCost:
             return
         load = self.load(draws)
         expected = load.plain + guesses * load.per_guess
-        seconds = min(seconds, _OUTLIER * expected)
+        seconds = min(seconds - self.aside, _OUTLIER * expected)
         if guesses:
             load.since += 1
             load.added = _KEEP * load.added + seconds - load.plain
@@ -108,6 +110,30 @@ class Worth:
         self._expected += chance
         self._seconds += self._per_guess
         return True
+
+    def depth(self, rates: Sequence[float], each: float, most: int) -> int:
+        """How many guesses in a row to work out for each of several requests at once, 0 when none pay.
+
+        rates: per request, the chance that a guess comes true when the one before it did. each: seconds in which one
+        more guess for all of them is worked out, which are spent whatever becomes of it.
+        """
+        if not self._seconds:
+            return most
+        chances = list(rates)
+        tokens, seconds = self._expected, self._seconds
+        best, rate = 0, MARGIN * tokens / seconds
+        for count in range(1, most + 1):
+            tokens += sum(chances)
+            seconds += each + len(chances) * self._per_guess
+            if tokens / seconds > rate:
+                best, rate = count, tokens / seconds
+            chances = [chance * again for chance, again in zip(chances, rates)]
+        return best
+
+    def spend(self, seconds: float) -> None:
+        """Guesses have taken so long to work out: the step is longer by that, whatever becomes of them."""
+        if self._seconds:
+            self._seconds += seconds
 
 
 def measured(forward: Callable[[int], object], clock: Callable[[], float], most: int) -> StepCost:
