@@ -5,7 +5,7 @@ Knows: a model, its KV pool, a sampler. Must not know: requests beyond their row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,8 +22,6 @@ from branchwork.runtime.plan import Plan, Row
 from branchwork.runtime.sampling.sampler import Sampler
 from branchwork.runtime.speculative.draft_model import Guess, scratch_pages
 
-LEAST = 0.2  # a chain that the model itself finds less likely than this is not drawn out further
-
 
 class DraftModel:
     """A SmallModel: a decoder whose pool has the main model's pages and, behind them, the scratch pages.
@@ -39,39 +37,26 @@ class DraftModel:
         self._sampler = Sampler(min(vocab, model.spec.vocab))
 
     @torch.inference_mode()
-    def guess(self, rows: Sequence[Row], count: int) -> list[Guess]:
-        """See SmallModel. Stops early where the model itself does not believe in what it says."""
+    def guess(self, rows: Sequence[Row], count: int, least: float) -> list[Guess]:
+        """See SmallModel."""
         step, _ = self._inputs.build(Plan(0, tuple(rows)))
         hidden = self._model.hidden(step, self._pool)
         found = [Guess([], []) for _ in rows]
         drawing = [r for r, row in enumerate(rows) if row.shape is not None]
         if not drawing:
             return found
-        chains = [Chain(rows[r], found[r]) for r in drawing]
+        chains = [Chain(rows[r], found[r], least) for r in drawing]
         going = self._draw(hidden, chains)
         if count == 1 or going is None:
             return found
-        chosen = step if len(drawing) == len(rows) else None
-        table = step.page_table if chosen is not None else step.page_table[drawing]
-        positions = step.kv_len.long() if chosen is not None else step.kv_len[drawing].long()
-        cuts = torch.arange(len(drawing) + 1, dtype=torch.int32, device=positions.device)
-        index = cuts[:-1].long()
-        size = self._pool.page_size
-        for _ in range(count - 1):
-            page = table[index, positions // size].long()
-            following = Step(
-                ids=going,
-                positions=positions,
-                cu_rows=cuts,
-                kv_len=(positions + 1).int(),
-                page_table=table,
-                slots=page * size + positions % size,
-                logits_index=index,
-            )
+        table, positions = step.page_table, step.kv_len
+        if len(drawing) < len(rows):
+            table, positions = table[drawing], positions[drawing]
+        for following in _steps(table, positions, going, count - 1, self._pool.page_size):
+            following.ids.copy_(going)
             going = self._draw(self._model.hidden(following, self._pool), chains)
             if going is None:
                 break
-            positions = positions + 1
         return found
 
     def _draw(self, hidden: Tensor, chains: Sequence[Chain]) -> Tensor | None:
@@ -79,8 +64,8 @@ class DraftModel:
         logits = self._model.logits(hidden)[:, : self._sampler.vocab]
         chances = logits.softmax(-1)
         if all(chain.greedy for chain in chains):
-            top, ids = chances.max(-1)
-            drawn, likely = ids.tolist(), top.tolist()
+            ids = chances.argmax(-1)
+            drawn, likely = ids.tolist(), chances.amax(-1).tolist()
         else:
             drawn = [draw.token for draw in self._sampler.draw(logits, [chain.row for chain in chains])]
             ids = torch.tensor([max(token, 0) for token in drawn], device=logits.device)
@@ -91,21 +76,33 @@ class DraftModel:
         return ids if on else None
 
 
+def _steps(table: Tensor, positions: Tensor, ids: Tensor, count: int, size: int) -> Iterator[Step]:
+    """`count` steps of one token a row, the first at `positions` [rows]; all of them read their ids from one tensor."""
+    rows = len(positions)
+    cuts = torch.arange(rows + 1, dtype=torch.int32, device=positions.device)
+    index, ids = cuts[:-1].long(), ids.clone()
+    at = positions.long() + torch.arange(count, device=positions.device)[:, None]  # [count, rows]
+    slots = table[index, at // size].long() * size + at % size
+    for where, slot, length in zip(at.unbind(), slots.unbind(), (at + 1).int().unbind(), strict=True):
+        yield Step(ids, where, cuts, length, table, slot, index)
+
+
 class Chain:
     """One row's guesses while they are drawn. row: as it is for the next draw."""
 
-    __slots__ = ("_found", "_on", "_reach", "greedy", "row")
+    __slots__ = ("_found", "_least", "_on", "_reach", "greedy", "row")
 
-    def __init__(self, row: Row, found: Guess) -> None:
+    def __init__(self, row: Row, found: Guess, least: float) -> None:
         shape = row.shape
         assert shape is not None
         self.row = row
         self.greedy = shape.temperature == 0.0 and not row.prompt_history
         self._found = found
+        self._least = least
         self._on, self._reach = True, 1.0
 
     def take(self, token: int, chance: float) -> bool:
-        """Add a token; whether the chain goes on. How likely it is says nothing about a draw: seeds are shared."""
+        """Add a token; whether the chain goes on."""
         if not self._on:
             return False
         if token < 0 or not chance >= 0.0:  # logits that are not finite: the draft has nothing to say
@@ -114,7 +111,7 @@ class Chain:
         self._found.ids.append(token)
         self._found.chances.append(chance)
         self._reach *= chance
-        self._on = not self.greedy or self._reach >= LEAST
+        self._on = not self.greedy or self._reach >= self._least
         if not self.greedy:
             row = self.row
             history = [*row.answer_history, token] if row.prompt_history else ()

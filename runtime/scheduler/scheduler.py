@@ -57,7 +57,7 @@ class Scheduler:
         self._planned: dict[int, list[Job]] = {}
         self._keys = 0
         self._step = 0
-        self._began = 0.0  # when the last step was planned
+        self._began: float | None = None  # when the step began: messages between two steps are work of the second
         counted = ("prompt_tokens", "reused_tokens", "computed_tokens", "finished", "drafted_tokens", "accepted_tokens")
         self._totals = dict.fromkeys(counted, 0)
 
@@ -125,6 +125,7 @@ class Scheduler:
             self._retire(number)
         numbers += self._compiling.clear()
         self._planned.clear()
+        self._began = None
         self._cache.flush()
         return [Failed(number, code, message) for number in numbers]
 
@@ -133,9 +134,10 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step, None when there is nothing to do. Every plan must be run and committed."""
         self._step += 1
-        self._began = time.monotonic()
+        self._began = self._began or time.monotonic()
         jobs = self._planner.plan(self._step)
         if not jobs:
+            self._began = None
             return None
         self._planned[self._step] = jobs
         return Plan(self._step, tuple([job.row for job in jobs]))
@@ -166,8 +168,10 @@ class Scheduler:
                 request.answer.prompt_scores += drawn.known
             if row.shape is not None:
                 self._drawn(job, drawn, events)
-        if drew == len(result.rows):  # a step that only draws, whose time says what guesses cost
-            self._speculator.cost.observe(drew, computed - drew, time.monotonic() - self._began)
+        now = time.monotonic()
+        if drew == len(result.rows) and self._began is not None:  # it only draws: its time says what guesses cost
+            self._speculator.cost.observe(drew, computed - drew, now - self._began)
+        self._began = None if self.idle else now
         return events
 
     def _drawn(self, job: Job, drawn: Drawn, events: list[Event]) -> None:

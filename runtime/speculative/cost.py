@@ -19,6 +19,7 @@ MEASURED = (1, 2, 4, 8, 16, 32, 64, 128)  # tokens of the forwards that are time
 ROUNDS = 8
 SECONDS = 0.4  # all timed forwards together
 MARGIN = 1.2  # what a guess must bring for what it costs: chances and costs are only estimated
+DEEP_MARGIN = 1.08  # the same for guesses that a model works out, all together: what these cost is measured each time
 PLAIN_EVERY = 32  # one step in so many is left without guesses, to know what it takes
 _LEARN = 0.1  # share of the newest plain step in S
 _KEEP = 0.97  # what a step with guesses leaves of the older ones in s
@@ -121,7 +122,7 @@ class Worth:
             return most
         chances = list(rates)
         tokens, seconds = self._expected, self._seconds
-        best, rate = 0, MARGIN * tokens / seconds
+        best, rate = 0, DEEP_MARGIN * tokens / seconds
         for count in range(1, most + 1):
             tokens += sum(chances)
             seconds += each + len(chances) * self._per_guess

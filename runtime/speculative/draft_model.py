@@ -29,13 +29,14 @@ from branchwork.runtime.speculative.draft import GRADES, Context, Proposal
 from branchwork.runtime.wire import Shape
 
 MOST = 8  # guesses in a row
+LEAST = 0.2  # of what the small model itself must find likely of a chain
 ROWS = 32  # requests guessed for together
 AHEAD = 64  # ids before the guesses, and guesses, that a scratch row holds
 CHUNK = 512  # tokens caught up with in one go: a long prompt may not hold up a step
 TRY_AGAIN = 1024  # proposals left out until guesses are tried again: texts change
 TRIED = 4  # guesses then
 LEVELS = (0.5, 0.75, 0.9)  # the small model's own probability of its first guess: one grade each
-_PRIOR = 0.6  # chance of a guess before anything was seen
+_PRIOR = 0.85  # chance of a guess before anything was seen
 _PRIOR_TRIES = 2.0
 _KEEP = 0.9  # what a request that has ended leaves of the older ones' record
 _MIX = 1_000_003
@@ -53,8 +54,12 @@ class Guess(NamedTuple):
 class SmallModel(Protocol):
     """Runs the forwards. Pages of a row that draws hold its ids and `count` - 1 more."""
 
-    def guess(self, rows: Sequence[Row], count: int) -> list[Guess]:
-        """At most `count` tokens after each of `rows` that has a shape, drawn as that says; [] for the others."""
+    def guess(self, rows: Sequence[Row], count: int, least: float) -> list[Guess]:
+        """At most `count` tokens after each of `rows` that has a shape, drawn as that says; none for the others.
+
+        A greedy chain that the model itself finds less likely than `least` is not drawn out further. With a
+        temperature that would say nothing: what is drawn is often unlikely, and the same for both models.
+        """
 
 
 def scratch_pages(page_size: int) -> int:
@@ -183,7 +188,7 @@ class ModelDrafter:
         self._refused = 0
         began = time.perf_counter()
         rows, behind = self._rows(tracks, ahead)
-        guesses = self._model.guess(rows, count)
+        guesses = self._model.guess(rows, count, LEAST)
         for each, row in zip(tracks, rows):
             self._stamp(each, row, count if row.shape is not None else 1)
         spent = time.perf_counter() - began
@@ -289,15 +294,15 @@ class ModelDrafter:
 
 
 def timed(model: SmallModel, pages: int, page_size: int) -> StepCost:
-    """What a forward of the small model takes for so many rows, measured in scratch pages."""
+    """What a guess takes for so many rows, among several in a row, measured in scratch pages."""
     each = _scratch_row(page_size)
 
-    def forward(rows: int) -> None:
+    def guess(rows: int) -> None:
         first = [range(pages + row * each, pages + (row + 1) * each) for row in range(rows)]
         shape = Shape(temperature=0.0)
-        model.guess([Row(-1 - row, 0, [0], first[row], shape, position=1) for row in range(rows)], 1)
+        model.guess([Row(-1 - row, 0, [0], first[row], shape, position=1) for row in range(rows)], TRIED, 0.0)
 
-    return measured(forward, time.perf_counter, ROWS)
+    return StepCost([(rows, seconds / TRIED) for rows, seconds in measured(guess, time.perf_counter, ROWS).points])
 
 
 def _grade(guess: Guess) -> int:
