@@ -26,6 +26,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 
 import branchwork as bw
 from branchwork.runtime.loading.hub import find_model
@@ -307,6 +308,26 @@ def large(directory: Path) -> str:
     return str(directory)
 
 
+def deep(directory: Path, idle: int = 24) -> str:
+    """sapling with so many layers behind its own that change nothing: its answers, at the price of a larger model."""
+    source = find_model("sapling")
+    for path in (*source.glob("*.json"), *source.glob("*.jinja")):
+        (directory / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    layers = config["num_hidden_layers"]
+    (directory / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers + idle}), "utf-8")
+    weights = load_file(source / "model.safetensors")
+    first = {
+        name.removeprefix("model.layers.0."): w for name, w in weights.items() if name.startswith("model.layers.0.")
+    }
+    for layer in range(layers, layers + idle):
+        for name, weight in first.items():
+            silent = name.startswith(("self_attn.o_proj", "mlp.down_proj"))
+            weights[f"model.layers.{layer}.{name}"] = torch.zeros_like(weight) if silent else weight.clone()
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return str(directory)
+
+
 def show(title: str, rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title=title)
     for column in ("workload", "off s", "on s", "ratio", "aim", "guessed", "kept"):
@@ -323,7 +344,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--model", default="sapling")
     parser.add_argument("--only", nargs="*", default=[""], help="run the workloads whose names begin with these")
-    parser.add_argument("--large", action="store_true", help="also the agent on 100 million random parameters")
+    parser.add_argument("--large", action="store_true", help="also a larger model: random, or with --draft deep")
     parser.add_argument("--draft", nargs="?", const="sapling-draft", help="only: with this draft model and without")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -331,6 +352,11 @@ def main() -> None:
     if given.draft:
         rows = drafted(given.model, given.draft, given.repeats)
         show_drafted(f"{given.model} drafted by {given.draft}, medians of {given.repeats} rounds", rows, console)
+        if given.large:
+            with tempfile.TemporaryDirectory() as directory:
+                more = drafted(deep(Path(directory)), given.draft, given.repeats)
+            show_drafted("the same with 24 layers more that change nothing", more, console)
+            rows += [{**row, "workload": f"{row['workload']}, deep"} for row in more]
         if given.json:
             given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         return

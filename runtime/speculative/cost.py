@@ -112,24 +112,25 @@ class Worth:
         self._seconds += self._per_guess
         return True
 
-    def depth(self, rates: Sequence[float], each: float, most: int) -> int:
-        """How many guesses in a row to work out for each of several requests at once, 0 when none pay.
+    def deepest(self, rates: Sequence[float], each: float, most: int) -> tuple[int, float]:
+        """How many guesses in a row to work out for each of several requests at once, 0 when none pay; and the tokens
+        per second that the step then gives (infinite where nothing is known of costs).
 
         rates: per request, the chance that a guess comes true when the one before it did. each: seconds in which one
         more guess for all of them is worked out, which are spent whatever becomes of it.
         """
         if not self._seconds:
-            return most
+            return most, float("inf")
         chances = list(rates)
         tokens, seconds = self._expected, self._seconds
-        best, rate = 0, DEEP_MARGIN * tokens / seconds
+        best, speed = 0, DEEP_MARGIN * tokens / seconds
         for count in range(1, most + 1):
             tokens += sum(chances)
             seconds += each + len(chances) * self._per_guess
-            if tokens / seconds > rate:
-                best, rate = count, tokens / seconds
+            if tokens / seconds > speed:
+                best, speed = count, tokens / seconds
             chances = [chance * again for chance, again in zip(chances, rates)]
-        return best
+        return best, speed
 
     def spend(self, seconds: float) -> None:
         """Guesses have taken so long to work out: the step is longer by that, whatever becomes of them."""

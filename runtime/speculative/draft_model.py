@@ -24,7 +24,7 @@ import numpy as np
 
 from branchwork.runtime.cache.prefix_cache import Lease
 from branchwork.runtime.plan import Row
-from branchwork.runtime.speculative.cost import StepCost, Worth, measured
+from branchwork.runtime.speculative.cost import DEEP_MARGIN, StepCost, Worth, measured
 from branchwork.runtime.speculative.draft import GRADES, Context, Proposal
 from branchwork.runtime.wire import Shape
 
@@ -125,9 +125,12 @@ class ModelDrafter:
         self._ready.clear()
         self._closed = False
 
-    def promises(self, context: Context, room: int) -> float:
-        """The chance of its guesses for this request, 0 when working them out would not pay."""
-        return self._rate(context) if self._depth([context], room) else 0.0
+    def outdoes(self, context: Context, rate: float, count: int, room: int) -> bool:
+        """Whether its guesses for this request would make the step faster than `count` others would that cost nothing
+        and of which each comes true with probability `rate`."""
+        own = self._rate(context)
+        depth, speed = self._depth([context], room)
+        return depth > 0 and own > rate and speed >= DEEP_MARGIN * self._worth.deepest([rate], 0.0, count)[1]
 
     def propose(self, context: Context, ahead: Sequence[int], room: int) -> Proposal | None:
         """At most MOST guesses. The first request of a step that asks is answered together with all that asked in the
@@ -169,16 +172,16 @@ class ModelDrafter:
         kind = (context.constrained, (heat > 0.0) + (heat > 0.8))
         return self._ended.setdefault(kind, [_PRIOR * _PRIOR_TRIES, _PRIOR_TRIES])
 
-    def _depth(self, contexts: Sequence[Context], room: int) -> int:
+    def _depth(self, contexts: Sequence[Context], room: int) -> tuple[int, float]:
         each = self._cost.load(len(contexts)).plain if self._cost.points else 0.0
-        return self._worth.depth([self._rate(context) for context in contexts], each, min(room, MOST))
+        return self._worth.deepest([self._rate(context) for context in contexts], each, min(room, MOST))
 
     # --- guessing
 
     def _guess(self, track: Track, ahead: Sequence[int], room: int) -> Proposal:
         """Work out guesses for `track`, and for those that will ask as well."""
         tracks = [track] if ahead else [track, *self._others(track.context.key)]
-        count = self._depth([each.context for each in tracks], room)
+        count, _ = self._depth([each.context for each in tracks], room)
         if not count:
             self._refused += 1
             if self._refused < TRY_AGAIN:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from branchwork.runtime.speculative.cost import StepCost, Worth
-from branchwork.runtime.speculative.draft import GRADES, NOTHING, Context, Draft, Drafter, Record, chain
+from branchwork.runtime.speculative.draft import GRADES, NOTHING, Context, Draft, Drafter, Proposal, Record, chain
 from branchwork.runtime.speculative.draft_model import ModelDrafter
 
 GRAMMAR = "grammar"  # the source of forced text
@@ -140,12 +140,14 @@ class Speculator:
         record = self._record(context, drafter.source)
         if len(context.known) < record.asked_at:
             return NOTHING, chance
+        if drafter is self._model and not {GRAMMAR}.issuperset(draft.sources):  # behind guesses that may fail: too dear
+            return NOTHING, chance
         drafter.grew(context)
         proposal = drafter.propose(context, draft.ids, room)
         if proposal is None:  # the more rows a step has, the more it costs to look in vain for each of them
             _rest(context, record, min(LONGEST_PAUSE, worth.draws // 2))
             return NOTHING, chance
-        if drafter is not self._model and self._outdone(context, drafter.source, proposal.grade, draft, room):
+        if drafter is not self._model and self._outdone(context, drafter.source, proposal, draft, room):
             return NOTHING, chance
         ids = list(proposal.ids)
         if allowed is not None:
@@ -161,12 +163,11 @@ class Speculator:
             _rest(context, record, LONGEST_PAUSE)
         return chosen, chance
 
-    def _outdone(self, context: Context, source: str, grade: int, draft: Draft, room: int) -> bool:
-        """Whether the model, which is asked later, is surer than this proposal for the next token, and would pay."""
-        model = self._model
-        return (
-            model is not None and not len(draft) and self._rate(context, source, grade) < model.promises(context, room)
-        )
+    def _outdone(self, context: Context, source: str, proposal: Proposal, draft: Draft, room: int) -> bool:
+        """Whether it is better to leave the next tokens to the model, which is asked later."""
+        if self._model is None or len(draft):
+            return False
+        return self._model.outdoes(context, self._rate(context, source, proposal.grade), len(proposal.ids), room)
 
     def _worth(
         self, context: Context, draft: Draft, shares: Sequence[float], worth: Worth, chance: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from branchwork.runtime.plan import Row
 from branchwork.runtime.sapling.grow import DRAFT, export
 from branchwork.runtime.sapling.network import Network
 from branchwork.runtime.speculative.cost import StepCost
+from branchwork.runtime.speculative.draft import Context
 from branchwork.runtime.speculative.draft_model import Guess, ModelDrafter
 from tests.checkpoints import checkpoint
 from tests.runtime.speculative.test_exactness import CONSTRAINTS, PROMPTS, SAPLING, Answer, encoder, run, submit
@@ -220,9 +222,28 @@ def test_what_guessing_takes_is_no_part_of_a_step() -> None:
 
 def test_guesses_that_cost_more_than_they_bring_are_not_worked_out() -> None:
     worth = StepCost([(1, 1.0), (2, 1.1), (4, 1.3)]).begin(1)
-    assert worth.depth([0.9], 0.1, 8) >= 4
-    assert 0 < worth.depth([0.6], 0.1, 8) < worth.depth([0.9], 0.1, 8)
-    assert worth.depth([0.9], 0.9, 8) == 0 and worth.depth([0.1], 0.1, 8) == 0
+
+    def depth(rate: float, each: float) -> int:
+        return worth.deepest([rate], each, 8)[0]
+
+    assert depth(0.9, 0.1) >= 4
+    assert 0 < depth(0.6, 0.1) < depth(0.9, 0.1)
+    assert depth(0.9, 0.9) == 0 and depth(0.1, 0.1) == 0
+
+
+def test_the_model_is_left_alone_where_free_guesses_are_nearly_as_good() -> None:
+    small = ModelDrafter(Silent(), 10, 1, 100, StepCost([(1, 0.05), (32, 0.1)]))
+    context = Context(0, array("i", [1, 2, 3]))
+    main = StepCost([(1, 1.0), (2, 1.1), (4, 1.3)])
+    small.begin(main.begin(1), main)
+    assert small.outdoes(context, 0.2, 8, 8)
+    assert not small.outdoes(context, 0.8, 8, 8)
+    assert small.outdoes(context, 0.8, 1, 8), "one guess that is free is less than many that are not"
+
+
+class Silent:
+    def guess(self, rows: Sequence[Row], count: int, least: float) -> list[Guess]:
+        return [Guess([], []) for _ in rows]
 
 
 def test_a_context_that_the_draft_does_not_know_is_left_to_others(untaught: Path) -> None:
