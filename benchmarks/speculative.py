@@ -2,8 +2,9 @@
 
 Knows: the public interface, transformers, the clock. Must not know: runtime internals. Both runtimes run at the same
 time and take turns, so what the machine does meanwhile hits both; figures are medians of paired ratios. transformers
-is asked for the same extraction, plainly and with its own prompt lookup.
-Usage: python benchmarks/speculative.py [--repeats 7] [--only extraction] [--large] [--json FILE]
+is asked for the same extraction, plainly and with its own prompt lookup. With --draft a third runtime takes turns that
+has a draft model too.
+Usage: python benchmarks/speculative.py [--repeats 7] [--only extraction] [--large] [--draft [MODEL]] [--json FILE]
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 
 import branchwork as bw
 from branchwork.runtime.loading.hub import find_model
+from branchwork.runtime.sapling.corpus import held_out
 
 NAMES = ("Ada", "Boris", "Chen", "Dora", "Emil", "Fatima", "Goran", "Hana", "Ivo", "Jana", "Kofi", "Lena", "Milo")
 PLACES = ("Lisbon", "Osaka", "Quito", "Turin", "Accra", "Bergen", "Cairo", "Delhi", "Izmir", "Lyon", "Porto")
@@ -188,6 +191,84 @@ def compare(model: str, options: dict[str, Any], repeats: int, only: tuple[str, 
     return rows
 
 
+def asked(skill: str, repeat: int, temperature: float, **rest: Any) -> list[dict[str, Any]]:
+    """Four prompts of a skill that sapling has, none of them asked before."""
+    cases = held_out(skill, 4, seed=1000 + repeat)
+    return [{"prompt": case.prompt, "how": {"temperature": temperature, "seed": repeat, **rest}} for case in cases]
+
+
+@bw.function
+def answered(s: Any, prompt: str, how: dict[str, Any]) -> None:
+    s += prompt + bw.gen("answer", max_tokens=96, **how)
+
+
+def drafted(model: str, draft: str, repeats: int) -> list[dict[str, Any]]:
+    """Per workload: seconds without guesses, with all but the draft model, with it too; medians of paired ratios."""
+    person = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
+        "required": ["name", "age", "city"],
+        "additionalProperties": False,
+    }
+    json_text = "extraction to JSON"
+    kinds: dict[str, Callable[[int], Run]] = {
+        "chat, greedy: tips": lambda n: one_by_one(answered, asked("tips and their expansion", n, 0.0)),
+        "chat, greedy: judging": lambda n: one_by_one(answered, asked("essay judge", n, 0.0)),
+        "chat, greedy: facts in the prompt": lambda n: one_by_one(
+            answered, asked("facts, given in the prompt, chat", n, 0.0)
+        ),
+        "JSON, free": lambda n: one_by_one(answered, asked(json_text, n, 0.0)),
+        "JSON with a schema": lambda n: one_by_one(answered, asked(json_text, n, 0.0, json_schema=person)),
+        "chat, temperature 0.7": lambda n: one_by_one(answered, asked("small talk", n, 0.7)),
+        "free chat, temperature 1.5": lambda n: workloads(n)[5][1],
+        "32 concurrent streams": lambda n: workloads(n)[6][1],
+        "agent, run before": lambda n: workloads(n)[0][1],
+    }
+    times: dict[str, list[list[float]]] = {name: [] for name in kinds}
+    counts: dict[str, list[int]] = {name: [0, 0] for name in kinds}
+    with (
+        bw.Runtime(model, speculative="off") as off,
+        bw.Runtime(model, draft_model="") as on,
+        bw.Runtime(model, draft_model=draft) as small,
+    ):
+        runtimes = [off, on, small]
+        for repeat in range(repeats + 1):
+            for number, (name, make) in enumerate(kinds.items()):
+                run, before = make(repeat), small.stats()
+                first = (repeat + number) % 3
+                took = {n: timed(run, runtimes[n]) for n in (*range(first, 3), *range(first))}
+                if len({tuple(texts) for _, texts in took.values()}) > 1:
+                    raise SystemExit(f"{name}: the answers with and without guesses differ")
+                if repeat:
+                    times[name].append([took[n][0] for n in range(3)])
+                    after = small.stats()
+                    for n, key in enumerate(("drafted_model", "accepted_model")):
+                        counts[name][n] += int(after.get(key, 0)) - int(before.get(key, 0))
+    return [
+        {
+            "workload": name,
+            "off_s": statistics.median(run[0] for run in runs),
+            "against_off": statistics.median(run[0] / run[2] for run in runs),
+            "without_against_off": statistics.median(run[0] / run[1] for run in runs),
+            "against_without": statistics.median(run[1] / run[2] for run in runs),
+            "guessed": counts[name][0],
+            "kept": counts[name][1],
+        }
+        for name, runs in times.items()
+    ]
+
+
+def show_drafted(title: str, rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title=title)
+    for column in ("workload", "off s", "without draft", "with draft", "with / without", "guessed", "kept"):
+        table.add_column(column, justify="left" if column == "workload" else "right")
+    for row in rows:
+        kept = f"{row['kept'] / row['guessed']:.0%}" if row["guessed"] else "-"
+        ratios = [f"{row[key]:.2f}x" for key in ("without_against_off", "against_off", "against_without")]
+        table.add_row(row["workload"], f"{row['off_s']:.3f}", *ratios, str(row["guessed"]), kept)
+    console.print(table)
+
+
 def peers(model: str, repeats: int) -> dict[str, float]:
     """transformers on the extraction: median seconds greedily, and with its prompt lookup."""
     directory = find_model(model)
@@ -227,6 +308,26 @@ def large(directory: Path) -> str:
     return str(directory)
 
 
+def deep(directory: Path, idle: int = 24) -> str:
+    """sapling with so many layers behind its own that change nothing: its answers, at the price of a larger model."""
+    source = find_model("sapling")
+    for path in (*source.glob("*.json"), *source.glob("*.jinja")):
+        (directory / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    layers = config["num_hidden_layers"]
+    (directory / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers + idle}), "utf-8")
+    weights = load_file(source / "model.safetensors")
+    first = {
+        name.removeprefix("model.layers.0."): w for name, w in weights.items() if name.startswith("model.layers.0.")
+    }
+    for layer in range(layers, layers + idle):
+        for name, weight in first.items():
+            silent = name.startswith(("self_attn.o_proj", "mlp.down_proj"))
+            weights[f"model.layers.{layer}.{name}"] = torch.zeros_like(weight) if silent else weight.clone()
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return str(directory)
+
+
 def show(title: str, rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title=title)
     for column in ("workload", "off s", "on s", "ratio", "aim", "guessed", "kept"):
@@ -243,10 +344,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--model", default="sapling")
     parser.add_argument("--only", nargs="*", default=[""], help="run the workloads whose names begin with these")
-    parser.add_argument("--large", action="store_true", help="also the agent on 100 million random parameters")
+    parser.add_argument("--large", action="store_true", help="also a larger model: random, or with --draft deep")
+    parser.add_argument("--draft", nargs="?", const="sapling-draft", help="only: with this draft model and without")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     console = Console(width=110)
+    if given.draft:
+        rows = drafted(given.model, given.draft, given.repeats)
+        show_drafted(f"{given.model} drafted by {given.draft}, medians of {given.repeats} rounds", rows, console)
+        if given.large:
+            with tempfile.TemporaryDirectory() as directory:
+                more = drafted(deep(Path(directory)), given.draft, given.repeats)
+            show_drafted("the same with 24 layers more that change nothing", more, console)
+            rows += [{**row, "workload": f"{row['workload']}, deep"} for row in more]
+        if given.json:
+            given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        return
     found: dict[str, Any] = {"rows": compare(given.model, {}, given.repeats, tuple(given.only))}
     show(f"{given.model}, medians of {given.repeats} pairs", found["rows"], console)
     if any(row["workload"].startswith("extraction") for row in found["rows"]):

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+GUESSERS = ("lookup", "grammar", "model")
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of one runtime. 0 and "auto" mean: decided by `resolve` from the machine and the model.
@@ -22,8 +24,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_branches: branches of one program. restarts: engine restarts before the gateway gives up.
     grammar_backend: auto | dfa | llguidance | xgrammar for all constraints. grammar_seconds, grammar_memory: what
     compiling one may take, in seconds (a DFA gets one at most, then llguidance takes over) and in GiB.
-    speculative: who guesses tokens ahead, lookup (text already seen) | grammar (forced text) | auto (both, where it
-    pays) | off. Answers do not depend on it.
+    speculative: who guesses tokens ahead, lookup (text already seen) | grammar (forced text) | model (draft_model),
+    several with commas; auto (whoever there is, where it pays) | off. Answers do not depend on it.
+    draft_model: a smaller model with the same vocabulary, as in `model`; sapling-draft for sapling; "" for none.
     """
 
     model: str = "sapling"
@@ -45,6 +48,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grammar_seconds: float = 10.0
     grammar_memory: float = 1.0
     speculative: str = "auto"
+    draft_model: str = ""
+
+    @property
+    def guessers(self) -> frozenset[str]:
+        """Who may guess tokens ahead: some of GUESSERS."""
+        if self.speculative == "auto":
+            return frozenset(GUESSERS)
+        return frozenset(self.speculative.split(",")) - {"off"}
 
 
 class ConfigError(ValueError):
@@ -87,7 +98,6 @@ _ONE_OF = {
     "device": ("auto", "cpu", "cuda"),
     "policy": ("lpm", "fcfs"),
     "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
-    "speculative": ("auto", "off", "lookup", "grammar"),
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
 _GPU_SHARE = 0.85
@@ -114,7 +124,27 @@ def parse(options: Iterable[str]) -> Config:
     for name, allowed in _ONE_OF.items():
         if getattr(config, name) not in allowed:
             raise ConfigError(f"runtime option {name}={getattr(config, name)!r} must be one of {', '.join(allowed)}")
+    _check_guessers(config)
     return config
+
+
+def _check_guessers(config: Config) -> None:
+    if config.speculative not in ("auto", "off") and not config.guessers <= set(GUESSERS):
+        allowed = ", ".join(("auto", "off", *GUESSERS))
+        raise ConfigError(
+            f"runtime option speculative={config.speculative!r} must be one of {allowed}, or several of "
+            f"{', '.join(GUESSERS)} with commas between them"
+        )
+    if config.speculative != "auto" and "model" in config.guessers and not config.draft_model:
+        raise ConfigError(
+            f"runtime option speculative={config.speculative!r} needs draft_model=, a smaller model with the same "
+            "vocabulary (sapling-draft for sapling)"
+        )
+    if config.draft_model and "model" not in config.guessers:
+        raise ConfigError(
+            f"runtime option draft_model={config.draft_model!r} is never asked with "
+            f"speculative={config.speculative!r}; give speculative=model or auto, or no draft_model"
+        )
 
 
 def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Config, list[str]]:

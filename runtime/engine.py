@@ -22,6 +22,7 @@ import zmq
 from branchwork.runtime import wire
 from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
+from branchwork.runtime.execution.drafting import DraftModel, same_vocabulary
 from branchwork.runtime.execution.memory import free_memory
 from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
 from branchwork.runtime.grammar.compiled import prepare
@@ -29,11 +30,14 @@ from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.recipe import Options
 from branchwork.runtime.grammar.vocabulary import Vocabulary, encoder
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
-from branchwork.runtime.models.registry import load_model
+from branchwork.runtime.models.decoder import Decoder
+from branchwork.runtime.models.registry import load_model, load_spec
 from branchwork.runtime.plan import Plan, Result, Row
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
+from branchwork.runtime.speculative.draft_model import ModelDrafter, timed
 from branchwork.runtime.speculative.lookup import Lookup
 from branchwork.runtime.speculative.speculator import Speculator
 
@@ -158,9 +162,22 @@ def limits_of(config: Config) -> Options:
     )
 
 
-def speculator_of(config: Config, runner: Hands) -> Speculator:
-    """Who guesses tokens, and what a step costs here: measured now, while no page is anybody's."""
-    if config.speculative == "off":
+def draft_of(config: Config, directory: Path, tokens: list[bytes], device: str) -> Decoder | None:
+    """The smaller model that guesses for the one in `directory`, if one is asked for.
+
+    Raises LoadError, also for one with another vocabulary than `tokens`.
+    """
+    if not config.draft_model or "model" not in config.guessers:
+        return None
+    path = find_model(config.draft_model)
+    same_vocabulary(directory, tokens, path, load_spec(path).vocab)
+    return load_model(path, dtype=config.dtype, device=device)
+
+
+def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, vocab: int = 0) -> Speculator:
+    """Who guesses tokens, and what a step costs here: measured now, while no page is anybody's. vocab: of the main
+    model, for its draft."""
+    if not config.guessers:
         return Speculator(grammar=False)
     most = min(config.pages * config.page_size, config.budget)
 
@@ -169,8 +186,13 @@ def speculator_of(config: Config, runner: Hands) -> Speculator:
         row = Row(-1, 0, [0] * tokens, pages, wire.Shape(temperature=0.0), position=1, draft=tokens - 1)
         runner.launch(Plan(0, (row,))).collect()
 
-    drafters = () if config.speculative == "grammar" else (Lookup(),)
-    return Speculator(drafters, measured(forward, time.perf_counter, most), grammar=config.speculative != "lookup")
+    model = None
+    if draft is not None:
+        small = DraftModel(draft, config.pages, config.page_size, vocab)
+        cost = timed(small, config.pages, config.page_size)
+        model = ModelDrafter(small, config.pages, config.page_size, draft.spec.context, cost)
+    drafters = (Lookup(),) if "lookup" in config.guessers else ()
+    return Speculator(drafters, measured(forward, time.perf_counter, most), "grammar" in config.guessers, model)
 
 
 class Built(NamedTuple):
@@ -191,16 +213,18 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     say("loading weights", 0.0)
     model = load_model(directory, dtype=config.dtype, device=device, progress=lambda part: say("loading weights", part))
     spec = model.spec
+    tokenizer = load_tokenizer(directory)
+    tokens = token_bytes(directory, tokenizer)[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
+    draft = draft_of(config, directory, tokens, device)
+    models = [model] if draft is None else [model, draft]  # the draft's KV lies under the same page numbers
     size = ModelSize(
         context=spec.context,
-        page_bytes=bytes_per_page(spec, config.page_size, model.dtype),
-        weight_bytes=model.weight_bytes,
+        page_bytes=sum(bytes_per_page(each.spec, config.page_size, each.dtype) for each in models),
+        weight_bytes=sum(each.weight_bytes for each in models),
     )
     config, notes = resolve(config, Hardware(device=device, cores=cores(), memory=free_memory(model.device)), size)
     set_threads(config.threads)
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
-    tokenizer = load_tokenizer(directory)
-    tokens = token_bytes(directory, tokenizer)[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
     say("preparing constraints", 0.0)
     ends = eos_ids(directory, tokenizer)
     vocabulary = Vocabulary.of(tokens, ends, encoder(tokenizer))
@@ -216,7 +240,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         policy=config.policy,
         grammars=compiler,
         eos=ends,
-        speculator=speculator_of(config, runner),
+        speculator=speculator_of(config, runner, draft, spec.vocab),
     )
     ready = wire.Ready(
         pages=config.pages,

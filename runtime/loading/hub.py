@@ -14,6 +14,7 @@ from typing import Any
 from branchwork.runtime.loading.errors import LoadError
 
 PACKAGED = "sapling"
+PACKAGED_DRAFT = "sapling-draft"
 _WANTED = ("*.json", "*.safetensors", "*.jinja")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -28,6 +29,8 @@ def find_model(name: str, *, progress: Progress | None = None, offline: bool = F
     """
     if name == PACKAGED:
         return _packaged()
+    if name == PACKAGED_DRAFT:
+        return _packaged("draft")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -48,8 +51,8 @@ def shown(title: str) -> Iterator[Progress]:
         yield lambda fraction: bar.update(task, completed=fraction)
 
 
-def _packaged() -> Path:
-    path = Path(__file__).parent.parent / PACKAGED
+def _packaged(part: str = "") -> Path:
+    path = Path(__file__).parent.parent / PACKAGED / part
     if not (path / "config.json").is_file():
         raise LoadError("not_found", f"this installation lacks the packaged model's files in {path}; install it again")
     return path

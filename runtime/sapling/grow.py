@@ -1,6 +1,6 @@
 """Grows sapling: trains the tokenizer and the network on the generated corpus and writes a model directory.
 
-Knows: the order of the work, batches, the learning schedule, checkpoints, the files of a Hugging Face model.
+Knows: the order of the work, batches, the learning schedule, checkpoints.
 Must not know: what any skill looks like inside."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -21,15 +22,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .corpus import SKILLS, held_out, training_sample
+from .files import SPECIAL, export
 from .network import Muon, Network, Shape
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKUP = ("<tool_call>", "</tool_call>")
-TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Recipe:
     warmup: float = 0.01
     decay_from: float = 0.5
     drills: int = 3  # in so many first pools every second batch is a copying drill
+    taught_from: float = 0.0  # share of the run after which the teacher, where there is one, sets the targets
+    even: bool = False  # every learned token weighs the same, however short its answer is
 
 
 QUICK = Recipe(
@@ -60,6 +62,19 @@ QUICK = Recipe(
     vocabulary_samples=300,
     drills=1,
 )
+
+# The draft of speculative decoding: what it gets right per token is what counts, and it learns from sapling's logits.
+DRAFT = Recipe(
+    shape=Shape(layers=2, hidden=128, heads=4, kv_heads=2, ffn=320),
+    tokens=12_000_000,
+    taught_from=0.82,
+    muon_lr=0.004,
+    adam_lr=0.003,
+    decay_from=0.3,
+    drills=2,
+    even=True,
+)
+SAPLING = Path(__file__).parent
 
 
 def train_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -108,7 +123,9 @@ def weight(tokens: int) -> float:
     return min(4.0, max(0.7, 12 / tokens))
 
 
-def encode(tokenizer: Tokenizer, samples: list[list[tuple[str, bool]]], context: int) -> list[Encoded]:
+def encode(
+    tokenizer: Tokenizer, samples: list[list[tuple[str, bool]]], context: int, even: bool = False
+) -> list[Encoded]:
     """Each piece is encoded on its own, as a runtime does that appends literals to generated ids."""
     pieces = tokenizer.encode_batch([text for sample in samples for text, _ in sample], add_special_tokens=False)
     encodings = iter(pieces)
@@ -119,7 +136,8 @@ def encode(tokenizer: Tokenizer, samples: list[list[tuple[str, bool]]], context:
         for _, learned in sample:
             part = next(encodings).ids
             ids += part
-            weights += [weight(len(part)) if learned else 0.0] * len(part)
+            each = 1.0 if even else weight(len(part))
+            weights += [each if learned else 0.0] * len(part)
         found.append(Encoded(ids[: context + 1], weights[: context + 1]))
     return found
 
@@ -181,7 +199,7 @@ def pool_batches(tokenizer: Tokenizer, recipe: Recipe, pool: int) -> list[Batch]
     samples = [training_sample(recipe.seed, pool * recipe.pool + i) for i in range(recipe.pool)]
     texts = [[(piece.text, piece.learn) for piece in sample.pieces] for sample in samples]
     rng = Random(f"{recipe.seed} {pool}")
-    found = batches(encode(tokenizer, texts, recipe.shape.context), recipe.micro, rng)
+    found = batches(encode(tokenizer, texts, recipe.shape.context, recipe.even), recipe.micro, rng)
     if pool < recipe.drills:
         found = [batch for real in found for batch in (real, drill(recipe, rng))]
     return found
@@ -193,6 +211,21 @@ def pace(recipe: Recipe, tokens: int) -> float:
     if done < recipe.warmup:
         return (done + 0.001) / (recipe.warmup + 0.001)
     return max(0.02, min(1.0, (1 - done) / (1 - recipe.decay_from)))
+
+
+@torch.no_grad()
+def agreement(net: Network, teacher: Network, tokenizer: Tokenizer, cases: int) -> dict[str, float]:
+    """Per skill, the share of held-out answer tokens at which both find the same token the most likely."""
+    scores: dict[str, float] = {}
+    for skill in SKILLS:
+        texts = [[(case.prompt, False), (case.expected, True)] for case in held_out(skill, cases, seed=11)]
+        same = total = 0
+        for batch in batches(encode(tokenizer, texts, net.shape.context), 4096, Random(0)):
+            ours, theirs = (each.logits(batch.ids, batch.at).argmax(-1) for each in (net, teacher))
+            same += int((ours == theirs).sum())
+            total += len(ours)
+        scores[skill] = same / total
+    return scores
 
 
 @torch.no_grad()
@@ -215,9 +248,9 @@ def probe(net: Network, tokenizer: Tokenizer, cases: int) -> dict[str, float]:
 class Trainer:
     """The network, its two optimizers, and how far they have come."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, teacher: Network | None = None) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.tokenizer = recipe, tokenizer
+        self.recipe, self.tokenizer, self.teacher = recipe, tokenizer, teacher
         self.net = Network(recipe.shape)
         rows = {id(self.net.gate_up): recipe.shape.ffn}
         stacks = [(p, rows.get(id(p), recipe.shape.hidden)) for p in self.net.matrices()]
@@ -238,6 +271,16 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         self.pool, self.tokens, self.seconds = state["pool"], state["tokens"], state["seconds"]
 
+    def loss(self, part: Batch, weights: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy on the corpus, or on what the teacher finds likely there (Hinton et al., 2015)."""
+        if self.teacher is None or self.tokens < self.recipe.taught_from * self.recipe.tokens:
+            found: torch.Tensor = self.net(part.ids, part.at, part.targets, weights)
+            return found
+        with torch.no_grad():
+            likely = self.teacher.logits(part.ids, part.at).float().softmax(-1)
+        logits = self.net.logits(part.ids, part.at).float()
+        return torch.nn.functional.cross_entropy(logits, likely, reduction="none") @ weights
+
     def step(self, parts: list[Batch]) -> float:
         """One update from several batches; the loss is the mean over all their weights."""
         factor = pace(self.recipe, self.tokens)
@@ -248,8 +291,8 @@ class Trainer:
         learned = float(sum(part.weights.sum() for part in parts))
         total = 0.0
         for part in parts:
-            loss = self.net(part.ids, part.at, part.targets, part.weights / learned)
-            loss.backward()
+            loss = self.loss(part, part.weights / learned)
+            torch.autograd.backward(loss)
             total += loss.item()
         torch.nn.utils.clip_grad_norm_([self.net.embed, self.net.norms], 1.0)
         for optimizer in (self.muon, self.adam):
@@ -271,44 +314,24 @@ class Trainer:
         self.pool += 1
 
 
-def export(net: Network, tokenizer: Tokenizer, out: Path) -> None:
-    """Write a directory that transformers, and any other Llama runtime, can load."""
-    out.mkdir(parents=True, exist_ok=True)
-    ids = {mark: tokenizer.token_to_id(mark) for mark in SPECIAL}
-    ends = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"], "bos_token_id": None}
-    save_file(net.hugging_face_state(), out / "model.safetensors", {"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner may read
-    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
-    named: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    described = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": net.shape.context,
-        "clean_up_tokenization_spaces": False,
-        "additional_special_tokens": ["<|im_start|>"],
-        "chat_template": TEMPLATE.read_text("utf-8"),
-    }
-    files = {
-        "config.json": net.shape.config() | ends,
-        "generation_config.json": ends
-        | {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "do_sample": False},
-        "special_tokens_map.json": named | {"additional_special_tokens": ["<|im_start|>"]},
-        "tokenizer_config.json": named | described,
-    }
-    for name, content in files.items():
-        (out / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-
 def grow(
-    recipe: Recipe, out: Path, work: Path, *, probe_cases: int = 24, every: int = 15, save_seconds: int = 150
+    recipe: Recipe,
+    out: Path,
+    work: Path,
+    *,
+    teacher: Network | None = None,
+    probe_cases: int = 24,
+    every: int = 15,
+    save_seconds: int = 150,
 ) -> None:
-    """The whole run, resumed from `work` where an earlier one stopped."""
+    """The whole run, resumed from `work` where an earlier one stopped. With a teacher its tokenizer must be there."""
     console = Console()
     work.mkdir(parents=True, exist_ok=True)
     held, log = work / "tokenizer.json", work / "log.jsonl"
     if not held.exists():
         console.print("training the tokenizer")
         train_tokenizer(recipe).save(str(held))
-    trainer = Trainer(recipe, Tokenizer.from_file(str(held)))
+    trainer = Trainer(recipe, Tokenizer.from_file(str(held)), teacher)
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
@@ -343,13 +366,16 @@ def grow(
                 "loss": round(sum(losses) / len(losses), 4),
             }
             if probe_cases and (trainer.pool % every == 0 or done):
-                entry["probe"] = {k: round(v, 2) for k, v in probe(trainer.net, trainer.tokenizer, probe_cases).items()}
+                scores = probe(trainer.net, trainer.tokenizer, probe_cases)
+                if teacher is not None:
+                    scores = agreement(trainer.net, teacher, trainer.tokenizer, probe_cases)
+                entry["probe"] = {skill: round(score, 3) for skill, score in scores.items()}
             with log.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(entry) + "\n")
             if done or time.monotonic() - saved > save_seconds:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
-    export(trainer.net, trainer.tokenizer, out)
+    export(trainer.net, trainer.tokenizer, out, alone=teacher is None)
     console.print(f"wrote {out} after {trainer.seconds / 60:.0f} minutes of training")
 
 
@@ -362,15 +388,22 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a tiny model in a few seconds, to see that everything runs"
     )
+    parser.add_argument("--draft", action="store_true", help="the small model that drafts for sapling, taught by it")
     parser.add_argument("--tokens", type=int, help="how many tokens to train on")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    recipe = QUICK if given.quick else Recipe()
+    recipe = QUICK if given.quick else DRAFT if given.draft else Recipe()
     if given.tokens:
         recipe = replace(recipe, tokens=given.tokens)
     work = given.work or given.out.parent / f"{given.out.name}-work"
-    grow(recipe, given.out, work, probe_cases=0 if given.quick else 24)
+    teacher = None
+    if given.draft:
+        teacher = Network(Shape())
+        teacher.take(load_file(SAPLING / "model.safetensors"))
+        work.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SAPLING / "tokenizer.json", work / "tokenizer.json")
+    grow(recipe, given.out, work, teacher=teacher, probe_cases=0 if given.quick else 24)
 
 
 if __name__ == "__main__":

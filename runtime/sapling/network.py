@@ -194,6 +194,20 @@ class Network(nn.Module):
         """The parameters that Muon steps; the rest belong to AdamW."""
         return [self.qkv, self.out, self.gate_up, self.down]
 
+    @torch.no_grad()
+    def take(self, state: dict[str, Tensor]) -> None:
+        """The weights of `hugging_face_state`, read back."""
+        self.embed.copy_(state["model.embed_tokens.weight"])
+        self.norms[-1] = state["model.norm.weight"]
+        for i in range(self.shape.layers):
+            at = f"model.layers.{i}."
+            self.qkv[i] = torch.cat([state[f"{at}self_attn.{name}_proj.weight"] for name in "qkv"])
+            self.out[i] = state[at + "self_attn.o_proj.weight"]
+            self.gate_up[i] = torch.cat([state[at + "mlp.gate_proj.weight"], state[at + "mlp.up_proj.weight"]])
+            self.down[i] = state[at + "mlp.down_proj.weight"]
+            self.norms[2 * i] = state[at + "input_layernorm.weight"]
+            self.norms[2 * i + 1] = state[at + "post_attention_layernorm.weight"]
+
     def hugging_face_state(self) -> dict[str, Tensor]:
         """The weights under LlamaForCausalLM's names, in bfloat16."""
         s = self.shape

@@ -296,6 +296,8 @@ class Planner:
         self.queue.remove(request)
         self.running[request.key] = request
         request.lease, request.goal, request.computed = lease, goal, lease.matched
+        if request.answer is not None and request.answer.context is not None:
+            request.answer.context.lease = lease
         first = request.options is None or request.options.column == 0
         if first and spend.diverged < 0:
             spend.diverged, spend.reused, spend.admitted = diverged, lease.matched, time.monotonic()

@@ -57,7 +57,7 @@ class Scheduler:
         self._planned: dict[int, list[Job]] = {}
         self._keys = 0
         self._step = 0
-        self._began = 0.0  # when the last step was planned
+        self._began: float | None = None  # when the step began: messages between two steps are work of the second
         counted = ("prompt_tokens", "reused_tokens", "computed_tokens", "finished", "drafted_tokens", "accepted_tokens")
         self._totals = dict.fromkeys(counted, 0)
 
@@ -97,7 +97,9 @@ class Scheduler:
         if first.answer is None:
             return []
         if first.answer.submit.speculative and not self._speculator.idle:
-            first.answer.context = self._speculator.open(first.key, first.known, grammar is not None)
+            context = self._speculator.open(first.key, first.known, grammar is not None)
+            context.shape, context.prompt = first.answer.submit.shape, first.prompt
+            first.answer.context = context
         first.answer.look_ahead(first.known)
         ending = first.answer.add_due(first.known)
         return [] if ending is None else [self._finish(first, ending)]
@@ -123,6 +125,7 @@ class Scheduler:
             self._retire(number)
         numbers += self._compiling.clear()
         self._planned.clear()
+        self._began = None
         self._cache.flush()
         return [Failed(number, code, message) for number in numbers]
 
@@ -131,9 +134,10 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step, None when there is nothing to do. Every plan must be run and committed."""
         self._step += 1
-        self._began = time.monotonic()
+        self._began = self._began or time.monotonic()
         jobs = self._planner.plan(self._step)
         if not jobs:
+            self._began = None
             return None
         self._planned[self._step] = jobs
         return Plan(self._step, tuple([job.row for job in jobs]))
@@ -164,8 +168,10 @@ class Scheduler:
                 request.answer.prompt_scores += drawn.known
             if row.shape is not None:
                 self._drawn(job, drawn, events)
-        if drew == len(result.rows):  # a step that only draws, whose time says what guesses cost
-            self._speculator.cost.observe(drew, computed - drew, time.monotonic() - self._began)
+        now = time.monotonic()
+        if drew == len(result.rows) and self._began is not None:  # it only draws: its time says what guesses cost
+            self._speculator.cost.observe(drew, computed - drew, now - self._began)
+        self._began = None if self.idle else now
         return events
 
     def _drawn(self, job: Job, drawn: Drawn, events: list[Event]) -> None:

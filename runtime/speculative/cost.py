@@ -19,6 +19,7 @@ MEASURED = (1, 2, 4, 8, 16, 32, 64, 128)  # tokens of the forwards that are time
 ROUNDS = 8
 SECONDS = 0.4  # all timed forwards together
 MARGIN = 1.2  # what a guess must bring for what it costs: chances and costs are only estimated
+DEEP_MARGIN = 1.08  # the same for guesses that a model works out, all together: what these cost is measured each time
 PLAIN_EVERY = 32  # one step in so many is left without guesses, to know what it takes
 _LEARN = 0.1  # share of the newest plain step in S
 _KEEP = 0.97  # what a step with guesses leaves of the older ones in s
@@ -46,14 +47,16 @@ class Load:
 
 class StepCost:
     """Timed forwards (tokens, seconds), tokens ascending, and what was learned since. No points: guesses are free, and
-    every one is taken."""
+    every one is taken. aside: seconds of the step under way that went into guessing itself, not into verifying."""
 
     def __init__(self, points: Sequence[tuple[int, float]] = ()) -> None:
         self.points = _rising(points)
+        self.aside = 0.0
         self._loads: dict[int, Load] = {}
 
     def begin(self, draws: int) -> Worth:
         """For a step that draws for so many requests, before any guess."""
+        self.aside = 0.0
         if not self.points:
             return Worth(draws, 0.0, 0.0)
         load = self.load(draws)
@@ -65,7 +68,7 @@ class StepCost:
             return
         load = self.load(draws)
         expected = load.plain + guesses * load.per_guess
-        seconds = min(seconds, _OUTLIER * expected)
+        seconds = min(seconds - self.aside, _OUTLIER * expected)
         if guesses:
             load.since += 1
             load.added = _KEEP * load.added + seconds - load.plain
@@ -108,6 +111,31 @@ class Worth:
         self._expected += chance
         self._seconds += self._per_guess
         return True
+
+    def deepest(self, rates: Sequence[float], each: float, most: int) -> tuple[int, float]:
+        """How many guesses in a row to work out for each of several requests at once, 0 when none pay; and the tokens
+        per second that the step then gives (infinite where nothing is known of costs).
+
+        rates: per request, the chance that a guess comes true when the one before it did. each: seconds in which one
+        more guess for all of them is worked out, which are spent whatever becomes of it.
+        """
+        if not self._seconds:
+            return most, float("inf")
+        chances = list(rates)
+        tokens, seconds = self._expected, self._seconds
+        best, speed = 0, DEEP_MARGIN * tokens / seconds
+        for count in range(1, most + 1):
+            tokens += sum(chances)
+            seconds += each + len(chances) * self._per_guess
+            if tokens / seconds > speed:
+                best, speed = count, tokens / seconds
+            chances = [chance * again for chance, again in zip(chances, rates)]
+        return best, speed
+
+    def spend(self, seconds: float) -> None:
+        """Guesses have taken so long to work out: the step is longer by that, whatever becomes of them."""
+        if self._seconds:
+            self._seconds += seconds
 
 
 def measured(forward: Callable[[int], object], clock: Callable[[], float], most: int) -> StepCost:

@@ -1,6 +1,6 @@
 """What a guess is: a tree of token ids behind the last known one, and who may propose guesses.
 
-Knows: token ids, sources by name. Must not know: requests, costs, pages, tensors.
+Knows: token ids, sources by name, that a request has a lease. Must not know: requests, costs, tensors.
 
     known ids | a ─ b ─ c          ids (a, b, c, d), parents (-1, 0, 1, 0): d is another guess at what follows a;
                 └─ d               a chain is the tree in which every parent is the guess before
@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
+
+from branchwork.runtime.cache.prefix_cache import Lease
+from branchwork.runtime.wire import Shape
 
 GRADES = 4  # classes of sureness that a drafter may tell apart; what came true is counted for each
 
@@ -80,6 +83,8 @@ class Context:
     key: its name among all requests of this engine. known: its ids, growing in place. fresh: index of the first known
     id that was not in the tree when it began: others may not have seen what follows. constrained: by a grammar.
     asked_at: number of known ids from which somebody may be asked again.
+    shape, prompt: how its tokens are drawn, and how many of its ids were given. lease: the latest one of the request;
+    one that was released has no pages.
     """
 
     key: int
@@ -88,6 +93,9 @@ class Context:
     fresh: int = 0
     asked_at: int = 0
     records: dict[str, Record] = field(default_factory=dict)
+    shape: Shape | None = None
+    prompt: int = 0
+    lease: Lease | None = None
 
 
 class Drafter(Protocol):

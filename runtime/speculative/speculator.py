@@ -10,7 +10,8 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from branchwork.runtime.speculative.cost import StepCost, Worth
-from branchwork.runtime.speculative.draft import GRADES, NOTHING, Context, Draft, Drafter, Record, chain
+from branchwork.runtime.speculative.draft import GRADES, NOTHING, Context, Draft, Drafter, Proposal, Record, chain
+from branchwork.runtime.speculative.draft_model import ModelDrafter
 
 GRAMMAR = "grammar"  # the source of forced text
 SURE = 0.9  # a model that writes less of the forced text as proposed is asked first how it wrote it before
@@ -27,12 +28,20 @@ _PRIOR_TRIES = 20.0
 class Speculator:
     """Asks its drafters in order, each for what follows the guesses of those before it.
 
-    grammar: whether forced text is proposed where the model decides about it.
+    grammar: whether forced text is proposed where the model decides about it. model: a smaller model, asked last, but
+    before those who are less sure than it where that pays.
     """
 
-    def __init__(self, drafters: Sequence[Drafter] = (), cost: StepCost | None = None, grammar: bool = True) -> None:
+    def __init__(
+        self,
+        drafters: Sequence[Drafter] = (),
+        cost: StepCost | None = None,
+        grammar: bool = True,
+        model: ModelDrafter | None = None,
+    ) -> None:
         self.cost = cost or StepCost()
-        self._drafters = drafters
+        self._drafters = drafters if model is None else (*drafters, model)
+        self._model = model
         self._grammar = grammar
         self._overall: dict[tuple[str, bool], Record] = {}
         self.totals: dict[str, list[int]] = {}  # source: guesses proposed, guesses that came true
@@ -64,7 +73,10 @@ class Speculator:
 
     def begin(self, draws: int) -> Worth:
         """For one step that draws for so many requests."""
-        return self.cost.begin(draws)
+        worth = self.cost.begin(draws)
+        if self._model is not None:
+            self._model.begin(worth, self.cost)
+        return worth
 
     def draft(
         self,
@@ -128,10 +140,14 @@ class Speculator:
         record = self._record(context, drafter.source)
         if len(context.known) < record.asked_at:
             return NOTHING, chance
+        if drafter is self._model and not {GRAMMAR}.issuperset(draft.sources):  # behind guesses that may fail: too dear
+            return NOTHING, chance
         drafter.grew(context)
         proposal = drafter.propose(context, draft.ids, room)
         if proposal is None:  # the more rows a step has, the more it costs to look in vain for each of them
             _rest(context, record, min(LONGEST_PAUSE, worth.draws // 2))
+            return NOTHING, chance
+        if drafter is not self._model and self._outdone(context, drafter.source, proposal, draft, room):
             return NOTHING, chance
         ids = list(proposal.ids)
         if allowed is not None:
@@ -146,6 +162,12 @@ class Speculator:
                 chosen = proposed.cut(1)
             _rest(context, record, LONGEST_PAUSE)
         return chosen, chance
+
+    def _outdone(self, context: Context, source: str, proposal: Proposal, draft: Draft, room: int) -> bool:
+        """Whether it is better to leave the next tokens to the model, which is asked later."""
+        if self._model is None or len(draft):
+            return False
+        return self._model.outdoes(context, self._rate(context, source, proposal.grade), len(proposal.ids), room)
 
     def _worth(
         self, context: Context, draft: Draft, shares: Sequence[float], worth: Worth, chance: float
