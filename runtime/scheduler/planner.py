@@ -22,23 +22,29 @@ import msgspec
 from branchwork.runtime.cache.prefix_cache import Lease, PrefixCache
 from branchwork.runtime.cache.radix import common
 from branchwork.runtime.plan import Row
+from branchwork.runtime.scheduler.limbs import Branch, ids_in, placed, rows_of
 from branchwork.runtime.scheduler.policy import Queue
 from branchwork.runtime.scheduler.request import Options, Request
 from branchwork.runtime.speculative.cost import Worth
 from branchwork.runtime.speculative.draft import NOTHING, Draft, chain
-from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Speculator
+from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Sides, Speculator
 
 SURGE = 8  # budgets that the rows of one Score may take when nothing else is in the step
 
 
 class Job(NamedTuple):
-    """A row and whose it is. twig: which twig of a Score's options it computes, -1 for known tokens. draft: what the
-    row guesses."""
+    """A row and whose it is. twig: which twig of a Score's options it computes, -1 for known tokens.
+
+    draft: what is guessed behind the row's known ids. branches: those of its side branches; their rows are the next
+    jobs, where `before` holds the guesses up to the first draw.
+    """
 
     request: Request
     row: Row
     twig: int = -1
     draft: Draft = NOTHING
+    branches: tuple[Branch, ...] = ()
+    before: tuple[int, ...] = ()
 
 
 class Step:
@@ -55,10 +61,10 @@ class Step:
         self.busy: set[int] = set()  # keys of requests with a row
         self.preempted = False
 
-    def add(self, request: Request, row: Row, twig: int = -1, draft: Draft = NOTHING) -> None:
-        self.jobs.append(Job(request, row, twig, draft))
-        self.busy.add(request.key)
-        self.budget -= len(row.ids)
+    def add(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.busy.add(job.request.key)
+        self.budget -= len(job.row.ids)
 
 
 class Planner:
@@ -128,14 +134,22 @@ class Planner:
                 return 0
         more = end - start - 1
         if end < len(known):
-            step.add(request, Row(request.id, start, known[start:end].tolist(), lease.pages))
+            step.add(Job(request, Row(request.id, start, known[start:end].tolist(), lease.pages)))
             return more
-        draft = self._draft(request, lease, step, end, spare - more)
-        step.add(request, _draw_row(request, lease, start, known[start:].tolist(), draft), draft=draft)
-        return more + len(draft)
+        draft = self._draft(request, lease, step, end, spare - more, self._size)
+        branches = placed(draft, end, self._size)
+        row = _draw_row(request, lease, start, known[start:].tolist(), draft)
+        step.add(Job(request, row, draft=draft, branches=branches))
+        for branch, side in zip(branches, rows_of(row, draft, branches, known, self._size)):
+            limb = branch.limb
+            step.add(Job(request, side, before=(*limb.before, draft.ids[limb.first])))
+        return more + draft.trunk + ids_in(branches, end)
 
-    def _draft(self, request: Request, lease: Lease, step: Step, end: int, spare: int) -> Draft:
-        """Guesses behind the `end` known tokens that are drawn after; nobody is preempted for a guess."""
+    def _draft(self, request: Request, lease: Lease, step: Step, end: int, spare: int, block: int = 0) -> Draft:
+        """Guesses behind the `end` known tokens that are drawn after; nobody is preempted for a guess.
+
+        block: page size when side branches can have rows, else 0.
+        """
         answer = request.answer
         assert answer is not None
         context, due = answer.context, answer.due
@@ -151,9 +165,23 @@ class Planner:
         else:
             if step.guesses < 0:
                 step.guesses = self._loose()
-            draft = self._speculator.draft(context, min(room, step.guesses), step.worth, due, answer.checked)
-            step.guesses -= len(draft)
+            room = min(room, step.guesses)
+            sides = Sides(block, end, min(spare, step.guesses))
+            draft = self._speculator.draft(context, room, step.worth, due, answer.checked, sides)
+            draft, upto = self._bounded(draft, end, spare, step.guesses)
+            step.guesses -= max(upto - end, 0)
+            return draft if len(draft) and self._cache.extend(lease, upto) else NOTHING
         return draft if len(draft) and self._cache.extend(lease, end + len(draft)) else NOTHING
+
+    def _bounded(self, draft: Draft, end: int, spare: int, guesses: int) -> tuple[Draft, int]:
+        """The draft, without side branches when there is no room for their rows, and the end of all its pages."""
+        branches = placed(draft, end, self._size)
+        if branches:
+            upto = (branches[-1].source + branches[-1].pages) * self._size
+            if draft.trunk + ids_in(branches, end) <= spare and upto - end <= guesses:
+                return draft, upto
+        draft = draft.cut(draft.trunk)
+        return draft, end + len(draft)
 
     def _loose(self) -> int:
         """Tokens whose pages may go to guesses: nobody lacks them before the guesser would have needed them itself.
@@ -189,7 +217,7 @@ class Planner:
         draft = NOTHING
         if request.answer is not None and end == len(request.known):
             draft = self._draft(request, lease, step, end, step.budget - (end - request.computed))
-        step.add(request, _known_row(request, lease, end, draft), draft=draft)
+        step.add(Job(request, _known_row(request, lease, end, draft), draft=draft))
         self._cache.seal(lease, request.known, end)
 
     def _score(self, request: Request, step: Step) -> None:
@@ -206,7 +234,7 @@ class Planner:
                     return
                 self._make_room(step, request)
                 continue
-            step.add(request, row, progress.asked)
+            step.add(Job(request, row, progress.asked))
             progress.asked += 1
             allowance -= len(row.ids)
 
@@ -311,6 +339,21 @@ class Planner:
         assert request.lease is not None
         return max(self._pages(request.target(self._size) + 1) - len(request.lease.pages), 0)
 
+    # --- what came of guesses
+
+    def settle(self, job: Job, path: list[int]) -> None:
+        """The guesses on the path came true: the pages of side branches on it take the place of those guessed there."""
+        lease = job.request.lease
+        assert lease is not None
+        for branch in job.branches:
+            if branch.limb.first in path:
+                self._cache.adopt(lease, branch.source, branch.pages, branch.start // self._size)
+
+    def shrink(self, request: Request) -> None:
+        """Free the pages of guesses that did not come true, unless all of the request is gone already."""
+        if request.lease is not None:
+            self._cache.shrink(request.lease, len(request.known))
+
     # --- preemption
 
     def _victim(self, step: Step, but: Request | None = None) -> Request | None:
@@ -363,14 +406,14 @@ def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft:
     return Row(
         request.id,
         start,
-        [*ids, *draft.ids],
+        [*ids, *draft.ids[: draft.trunk]],
         lease.pages,
         submit.shape,
         position=len(known),
         prompt_history=known[: request.prompt] if penalised else (),
         answer_history=known[request.prompt :] if penalised else (),
         logprobs=submit.logprobs,
-        draft=len(draft),
+        draft=draft.trunk,
         masked=answer.matcher is not None,
     )
 

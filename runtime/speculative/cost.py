@@ -101,12 +101,15 @@ class Worth:
         self._per_guess = per_guess
         self.plain = plain
 
-    def takes(self, chance: float) -> bool:
-        """Whether a guess that comes true with this probability raises the tokens per second; if so it is in."""
-        if chance * self._seconds < MARGIN * self._per_guess * self._expected:
+    def takes(self, chance: float, guesses: float = 1.0) -> bool:
+        """Whether a guess that comes true with this probability raises the tokens per second; if so it is in.
+
+        The same for several at once, which cost as much as so many `guesses`: chance is then the sum of theirs.
+        """
+        if chance * self._seconds < MARGIN * guesses * self._per_guess * self._expected:
             return False
         self._expected += chance
-        self._seconds += self._per_guess
+        self._seconds += guesses * self._per_guess
         return True
 
 
