@@ -49,6 +49,18 @@ def ids_in(branches: tuple[Branch, ...], known: int) -> int:
     return sum(known + len(b.limb.before) + b.limb.end - b.limb.first - b.start for b in branches)
 
 
+def bounded(draft: Draft, known: int, page_size: int, ids: int, tokens: int) -> tuple[Draft, int]:
+    """The draft and the position at which its pages end; without side branches when their rows compute more than `ids`
+    with the trunk, or its pages hold more than so many `tokens` behind the known ones."""
+    trunk = draft.trunk
+    if trunk < len(draft):
+        branches = placed(draft, known, page_size)
+        upto = (branches[-1].source + branches[-1].pages) * page_size
+        if trunk + ids_in(branches, known) <= ids and upto - known <= tokens:
+            return draft, upto
+    return draft.cut(trunk), known + trunk
+
+
 def rows_of(main: Row, draft: Draft, branches: tuple[Branch, ...], known: array[int], page_size: int) -> list[Row]:
     """The rows of side branches. main: the row of the trunk; it draws what follows a limb's parent, they what follows
     each of their own guesses."""

@@ -17,14 +17,13 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-import msgspec
-
 from branchwork.runtime.cache.prefix_cache import Lease, PrefixCache
 from branchwork.runtime.cache.radix import common
 from branchwork.runtime.plan import Row
-from branchwork.runtime.scheduler.limbs import Branch, ids_in, placed, rows_of
+from branchwork.runtime.scheduler.limbs import Branch, bounded, ids_in, placed, rows_of
 from branchwork.runtime.scheduler.policy import Queue
 from branchwork.runtime.scheduler.request import Options, Request
+from branchwork.runtime.scheduler.rows import draw_row, known_row
 from branchwork.runtime.speculative.cost import Worth
 from branchwork.runtime.speculative.draft import NOTHING, Draft, chain
 from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Sides, Speculator
@@ -137,13 +136,16 @@ class Planner:
             step.add(Job(request, Row(request.id, start, known[start:end].tolist(), lease.pages)))
             return more
         draft = self._draft(request, lease, step, end, spare - more, self._size)
+        row = draw_row(request, lease, start, known[start:].tolist(), draft)
+        if row.draft == len(draft):
+            step.add(Job(request, row, draft=draft))
+            return more + row.draft
         branches = placed(draft, end, self._size)
-        row = _draw_row(request, lease, start, known[start:].tolist(), draft)
         step.add(Job(request, row, draft=draft, branches=branches))
         for branch, side in zip(branches, rows_of(row, draft, branches, known, self._size)):
             limb = branch.limb
             step.add(Job(request, side, before=(*limb.before, draft.ids[limb.first])))
-        return more + draft.trunk + ids_in(branches, end)
+        return more + row.draft + ids_in(branches, end)
 
     def _draft(self, request: Request, lease: Lease, step: Step, end: int, spare: int, block: int = 0) -> Draft:
         """Guesses behind the `end` known tokens that are drawn after; nobody is preempted for a guess.
@@ -168,20 +170,12 @@ class Planner:
             room = min(room, step.guesses)
             sides = Sides(block, end, min(spare, step.guesses))
             draft = self._speculator.draft(context, room, step.worth, due, answer.checked, sides)
-            draft, upto = self._bounded(draft, end, spare, step.guesses)
-            step.guesses -= max(upto - end, 0)
+            if draft is NOTHING:
+                return NOTHING
+            draft, upto = bounded(draft, end, self._size, spare, step.guesses)
+            step.guesses -= upto - end
             return draft if len(draft) and self._cache.extend(lease, upto) else NOTHING
         return draft if len(draft) and self._cache.extend(lease, end + len(draft)) else NOTHING
-
-    def _bounded(self, draft: Draft, end: int, spare: int, guesses: int) -> tuple[Draft, int]:
-        """The draft, without side branches when there is no room for their rows, and the end of all its pages."""
-        branches = placed(draft, end, self._size)
-        if branches:
-            upto = (branches[-1].source + branches[-1].pages) * self._size
-            if draft.trunk + ids_in(branches, end) <= spare and upto - end <= guesses:
-                return draft, upto
-        draft = draft.cut(draft.trunk)
-        return draft, end + len(draft)
 
     def _loose(self) -> int:
         """Tokens whose pages may go to guesses: nobody lacks them before the guesser would have needed them itself.
@@ -217,7 +211,7 @@ class Planner:
         draft = NOTHING
         if request.answer is not None and end == len(request.known):
             draft = self._draft(request, lease, step, end, step.budget - (end - request.computed))
-        step.add(Job(request, _known_row(request, lease, end, draft), draft=draft))
+        step.add(Job(request, known_row(request, lease, end, draft), draft=draft))
         self._cache.seal(lease, request.known, end)
 
     def _score(self, request: Request, step: Step) -> None:
@@ -396,42 +390,3 @@ def _behind(request: Request) -> bool:
 
 def _rank(request: Request) -> tuple[int, int]:
     return -request.priority, request.key
-
-
-def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft: Draft) -> Row:
-    """A row whose last known token's logits give the next token, and those of each guess the one after it."""
-    answer = request.answer
-    assert answer is not None
-    submit, known, penalised = answer.submit, request.known, answer.penalised
-    return Row(
-        request.id,
-        start,
-        [*ids, *draft.ids[: draft.trunk]],
-        lease.pages,
-        submit.shape,
-        position=len(known),
-        prompt_history=known[: request.prompt] if penalised else (),
-        answer_history=known[request.prompt :] if penalised else (),
-        logprobs=submit.logprobs,
-        draft=draft.trunk,
-        masked=answer.matcher is not None,
-    )
-
-
-def _known_row(request: Request, lease: Lease, end: int, draft: Draft) -> Row:
-    """The row that computes known tokens up to `end`, and the scores of prompt tokens that are wanted from it."""
-    start, known, answer = request.computed, request.known, request.answer
-    ids = known[start:end].tolist()
-    if answer is None:
-        return Row(request.id, start, ids, lease.pages)
-    drawing = end == len(known)
-    row = _draw_row(request, lease, start, ids, draft) if drawing else Row(request.id, start, ids, lease.pages)
-    first = answer.next_score(request.prompt)
-    if first is None or first > end:
-        return row
-    return msgspec.structs.replace(
-        row,
-        score_from=first - start,
-        score_next=(known[end],) if end < request.prompt else (),
-        score_top=answer.submit.prompt_logprobs,
-    )

@@ -44,12 +44,13 @@ class Planter(Speculator):
         room: int,
         worth: Worth,
         forced: Sequence[int] = (),
-        allowed: object = None,
+        allowed: Callable[[list[int]], int] | None = None,
         sides: Sides | None = None,
     ) -> Draft:
         if room <= 0 or sides is None or not sides.block:
             return NOTHING
-        return self._tree(context.known.tolist(), room)
+        draft = self._tree(context.known.tolist(), room)
+        return draft if allowed is None else pruned(draft, allowed)
 
     def observe(
         self, context: Context, draft: Draft, taken: int, ended: bool, path: Sequence[int] | None = None
@@ -65,6 +66,19 @@ class Planter(Speculator):
 
 def tree_of(ids: Sequence[int], parents: Sequence[int]) -> Draft:
     return Draft(tuple(ids), tuple(parents), ("tree",) * len(ids), (3,) * len(ids))
+
+
+def pruned(draft: Draft, allowed: Callable[[list[int]], int]) -> Draft:
+    """The guesses that may be said, and all before them too."""
+    paths: dict[int, list[int]] = {-1: []}
+    places = {-1: -1}
+    parents: list[int] = []
+    for n, (token, parent) in enumerate(zip(draft.ids, draft.parents)):
+        path = [*paths.get(parent, []), token]
+        if parent in paths and allowed(path) == len(path):
+            paths[n], places[n] = path, len(parents)
+            parents.append(places[parent])
+    return tree_of([path[-1] for n, path in paths.items() if n >= 0], parents) if parents else NOTHING
 
 
 def random_tree(rng: random.Random) -> Callable[[list[int], int], Draft]:
