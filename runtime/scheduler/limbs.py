@@ -80,6 +80,7 @@ def rows_of(main: Row, draft: Draft, branches: tuple[Branch, ...], known: array[
             position=len(known) + until,
             answer_history=[*main.answer_history, *ids[:until]] if main.prompt_history else (),
             draft=limb.end - limb.first - 1,
+            score_from=1 << 30,  # known tokens are scored in the main row
         )
         rows.append(row)
     return rows

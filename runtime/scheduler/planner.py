@@ -135,23 +135,24 @@ class Planner:
         if end < len(known):
             step.add(Job(request, Row(request.id, start, known[start:end].tolist(), lease.pages)))
             return more
-        draft = self._draft(request, lease, step, end, spare - more, self._size)
-        row = draw_row(request, lease, start, known[start:].tolist(), draft)
+        draft = self._draft(request, lease, step, end, spare - more)
+        return more + self._guess(step, request, draw_row(request, lease, start, known[start:].tolist(), draft), draft)
+
+    def _guess(self, step: Step, request: Request, row: Row, draft: Draft) -> int:
+        """Add the row of a trunk and those of its side branches; how many ids guessing takes."""
         if row.draft == len(draft):
             step.add(Job(request, row, draft=draft))
-            return more + row.draft
-        branches = placed(draft, end, self._size)
+            return row.draft
+        known = request.known
+        branches = placed(draft, len(known), self._size)
         step.add(Job(request, row, draft=draft, branches=branches))
         for branch, side in zip(branches, rows_of(row, draft, branches, known, self._size)):
             limb = branch.limb
             step.add(Job(request, side, before=(*limb.before, draft.ids[limb.first])))
-        return more + row.draft + ids_in(branches, end)
+        return row.draft + ids_in(branches, len(known))
 
-    def _draft(self, request: Request, lease: Lease, step: Step, end: int, spare: int, block: int = 0) -> Draft:
-        """Guesses behind the `end` known tokens that are drawn after; nobody is preempted for a guess.
-
-        block: page size when side branches can have rows, else 0.
-        """
+    def _draft(self, request: Request, lease: Lease, step: Step, end: int, spare: int) -> Draft:
+        """Guesses behind the `end` known tokens that are drawn after; nobody is preempted for a guess."""
         answer = request.answer
         assert answer is not None
         context, due = answer.context, answer.due
@@ -168,7 +169,7 @@ class Planner:
             if step.guesses < 0:
                 step.guesses = self._loose()
             room = min(room, step.guesses)
-            sides = Sides(block, end, min(spare, step.guesses))
+            sides = Sides(self._size, end, min(spare, step.guesses))
             draft = self._speculator.draft(context, room, step.worth, due, answer.checked, sides)
             if draft is NOTHING:
                 return NOTHING
@@ -211,8 +212,8 @@ class Planner:
         draft = NOTHING
         if request.answer is not None and end == len(request.known):
             draft = self._draft(request, lease, step, end, step.budget - (end - request.computed))
-        step.add(Job(request, known_row(request, lease, end, draft), draft=draft))
-        self._cache.seal(lease, request.known, end)
+        self._cache.seal(lease, request.known, end)  # first: it may put other pages in the place of those
+        self._guess(step, request, known_row(request, lease, end, draft), draft)
 
     def _score(self, request: Request, step: Step) -> None:
         """A row per twig of the options: private pages behind its parent's, never sealed, freed with its subtree."""

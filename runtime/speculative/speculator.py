@@ -30,8 +30,8 @@ _PRIOR_TRIES = 20.0
 
 
 class Sides(NamedTuple):
-    """What side branches cost. block: their rows begin at multiples of so many ids, 0 when there can be none. known:
-    ids before the draft. room: ids of a draft and its rows at most."""
+    """What side branches cost. block: their rows begin at multiples of so many ids. known: ids before the draft. room:
+    ids of all rows of a draft at most."""
 
     block: int
     known: int
@@ -106,7 +106,7 @@ class Speculator:
         draft, chance = self._forced(context, forced[:room], worth) if sure else (NOTHING, 1.0)
         if sure and len(draft) < len(forced):
             return draft
-        offers: list[Offer] | None = [] if sides is not None and sides.block else None
+        offers: list[Offer] | None = None if sides is None else []
         for drafter in self._drafters:
             if len(draft) >= room:
                 break

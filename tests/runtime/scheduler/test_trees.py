@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,8 @@ from branchwork.runtime.plan import Row
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import Worth
 from branchwork.runtime.speculative.draft import NOTHING, Context, Draft
-from branchwork.runtime.speculative.speculator import Sides, Speculator
+from branchwork.runtime.speculative.lookup import Lookup
+from branchwork.runtime.speculative.speculator import SIDE_LENGTH, Sides, Speculator
 from branchwork.runtime.wire import Stops
 from tests.runtime.scheduler.test_scheduler import (
     EOS,
@@ -30,8 +32,15 @@ from tests.runtime.scheduler.test_scheduler import (
 SEEDS = (0, 1, 2)
 
 
+class Chains(Speculator):
+    """Guesses trunks only."""
+
+    def draft(self, *given: Any) -> Draft:
+        return super().draft(*given[:5])
+
+
 class Planter(Speculator):
-    """Guesses by a function of the known ids, where side branches can be."""
+    """Guesses by a function of the known ids."""
 
     def __init__(self, tree: Callable[[list[int], int], Draft]) -> None:
         super().__init__(grammar=True)
@@ -47,7 +56,7 @@ class Planter(Speculator):
         allowed: Callable[[list[int]], int] | None = None,
         sides: Sides | None = None,
     ) -> Draft:
-        if room <= 0 or sides is None or not sides.block:
+        if room <= 0:
             return NOTHING
         draft = self._tree(context.known.tolist(), room)
         return draft if allowed is None else pruned(draft, allowed)
@@ -238,14 +247,42 @@ def test_penalties_count_the_guesses_on_the_way_to_a_branch() -> None:
     message = submit(0, range(10, 20), max_tokens=16)
     shape = msgspec.structs.replace(message.shape, presence_penalty=0.5)
     house.add(msgspec.structs.replace(message, shape=shape))
-    house.step()
     trunk, side, nested = house.step()
-    known = list(trunk.prompt_history) + list(trunk.answer_history)
-    ids = planted = right_and_wrong(known, 9).ids
-    assert list(trunk.answer_history) == alone(message)[:1] and trunk.position == 11
-    assert list(side.answer_history) == [*trunk.answer_history, ids[2]] and side.position == 12
-    assert list(nested.answer_history) == [*trunk.answer_history, *planted[2:4], ids[6]] and nested.position == 14
+    ids = right_and_wrong(list(range(10, 20)), 9).ids
+    assert (list(trunk.answer_history), trunk.position) == ([], 10)
+    assert (list(side.answer_history), side.position) == ([ids[2]], 11)
+    assert (list(nested.answer_history), nested.position) == ([ids[2], ids[3], ids[6]], 13)
+    assert all(list(row.prompt_history) == list(range(10, 20)) for row in (trunk, side, nested))
     assert (trunk.draft, side.draft, nested.draft) == (2, 3, 0)
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_what_was_answered_in_three_ways_is_answered_in_one_of_them_at_once(page_size: int) -> None:
+    """Lookup has seen the answers of three seeds: a chain follows the newest, a tree all."""
+
+    def forwards(trees: bool) -> list[int]:
+        house = House(400, page_size)
+        speculator = Speculator((Lookup(heads=1 << 12),)) if trees else Chains((Lookup(heads=1 << 12),))
+        house.scheduler = Scheduler(house.cache, TOKEN_BYTES, context=4096, speculator=speculator)
+        for number, seed in enumerate((*SEEDS, *SEEDS)):
+            house.add(submit(number, range(10, 40), max_tokens=SIDE_LENGTH + 1, seed=seed))
+            house.drain()
+            expect(house, submit(number, range(10, 40), max_tokens=SIDE_LENGTH + 1, seed=seed))
+        house.assert_nothing_held()
+        return [outcome.finished.usage.forwards for outcome in house.outcomes.values() if outcome.finished][3:]
+
+    assert forwards(trees=True) == [1, 1, 1]
+    assert forwards(trees=False) == [2, 2, 2]
+
+
+def test_a_tree_behind_a_prompt_leaves_the_scores_of_the_prompt_as_they_are() -> None:
+    house, planter = planting(right_and_wrong, 128, 4)
+    message = submit(0, range(20, 31), max_tokens=11, logprobs=1, prompt_logprobs=2, logprob_start=3)
+    house.add(message)
+    assert [len(row.ids) for row in house.step()] == [13, 7, 2], "each row begins with the page it shares"
+    house.drain()
+    expect(house, message)
+    assert planter.turned == 2
 
 
 def test_a_pool_without_room_for_branches_still_takes_the_trunk() -> None:
