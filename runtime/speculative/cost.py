@@ -101,6 +101,11 @@ class Worth:
         self._per_guess = per_guess
         self.plain = plain
 
+    @property
+    def least(self) -> float:
+        """The probability below which no guess is taken now."""
+        return MARGIN * self._per_guess * self._expected / self._seconds if self._seconds else 0.0
+
     def takes(self, chance: float, guesses: float = 1.0) -> bool:
         """Whether a guess that comes true with this probability raises the tokens per second; if so it is in.
 

@@ -11,7 +11,7 @@ A guess whose parent is not the one before it begins a side branch; (a, b, c) is
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -100,12 +100,13 @@ class Side(msgspec.Struct, frozen=True):
 
 class Proposal(msgspec.Struct, frozen=True):
     """One drafter's chain. shares: per guess, the part of what the drafter knows that agrees with it and all before
-    it (a model: their probability); empty when everything agrees. sides: where it is split."""
+    it (a model: their probability); empty when everything agrees. sides: tells where it is split, asked only when side
+    branches may pay."""
 
     ids: Sequence[int]
     grade: int = GRADES - 1
     shares: Sequence[float] = ()
-    sides: Sequence[Side] = ()
+    sides: Callable[[], Sequence[Side]] | None = None
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from branchwork.runtime.speculative.draft import Context, Proposal, Side
 
@@ -144,8 +145,7 @@ class Lookup:
         own = self._live.get(context.key)
         if own is not None and found[0][0] is own.ids and not ahead:
             text = _going_on(own.ids, found[0][1], room)
-            others = [ids[end : end + SIDE] for ids, end in found[1:]]
-            return Proposal(text, grade, (), _sides([text, *others], text) if others else ())
+            return Proposal(text, grade, (), partial(_others, found, text) if len(found) > 1 else None)
         return _vote(found, grade, room)
 
     def _places(self, tail: array[int]) -> tuple[int, list[tuple[array[int], int]]]:
@@ -197,7 +197,12 @@ def _vote(found: list[tuple[array[int], int]], grade: int, room: int) -> Proposa
     for n in range(len(chosen)):  # a text that ends while it agrees has no say about what follows
         agree = sum(length > n for length in reach)
         shares.append(agree / (agree + sum(end <= n for end in ends)))
-    return Proposal(chosen, grade, shares, _sides(texts, chosen))
+    return Proposal(chosen, grade, shares, partial(_sides, texts, chosen))
+
+
+def _others(found: list[tuple[array[int], int]], chosen: array[int]) -> list[Side]:
+    """What the text says at its other places, where it follows the newest."""
+    return _sides([chosen, *(ids[end : end + SIDE] for ids, end in found[1:])], chosen)
 
 
 def _sides(texts: Sequence[array[int]], chosen: array[int]) -> list[Side]:

@@ -184,7 +184,10 @@ class Speculator:
             if record.pause == LONGEST_PAUSE:  # try again after all: texts change
                 chosen = proposed.cut(1)
             _rest(context, record, LONGEST_PAUSE)
-        elif offers is not None and proposal.sides:
+            return chosen, chance
+        if offers is None or proposal.sides is None:
+            return chosen, chance
+        if chance_before * self._second(context, drafter.source, proposal.grade, 1.0) >= worth.least:
             text, base = (*draft.ids, *chosen.ids), len(draft)
             offers += self._offers(context, drafter.source, proposal, text, base, chance_before, room, allowed)
         return chosen, chance
@@ -200,26 +203,28 @@ class Speculator:
         room: int,
         allowed: Callable[[list[int]], int] | None,
     ) -> list[Offer]:
-        """The side branches of a proposal that grow from chosen guesses. ids: those, `base` of them by others.
-
-        The first guess of a branch comes true as often as such ones did, the drafter's share being the prior.
-        """
-        rate, overall = self._rate(context, source, proposal.grade), self._all(context, source + SIDE)
-        hits, tries = overall.hits[proposal.grade], overall.tries[proposal.grade]
+        """The side branches of a proposal that grow from chosen guesses. ids: those, `base` of them by others."""
+        rate = self._rate(context, source, proposal.grade)
         found = []
-        for side in proposal.sides:
+        for side in proposal.sides() if proposal.sides is not None else ():
             at = base + side.at
             text = list(side.ids[: min(room - side.at, SIDE_LENGTH)])
             if at > len(ids) or not text:
                 continue
             if allowed is not None:
                 del text[max(allowed([*ids[:at], *text]) - at, 0) :]
-            said = rate * side.share
-            first = max((hits + _PRIOR_TRIES * said) / (tries + _PRIOR_TRIES), LEAST * said)
+            first = self._second(context, source, proposal.grade, side.share)
             gain = chance * rate**side.at * first * sum(rate**n for n in range(len(text)))
             if text:
                 found.append(Offer(gain, at - 1, chain(text, source, proposal.grade)))
         return found
+
+    def _second(self, context: Context, source: str, grade: int, share: float) -> float:
+        """The probability that the first guess of a side branch comes true where it grows: as often as such ones did,
+        the drafter's share being the prior."""
+        overall, said = self._all(context, source + SIDE), share * self._rate(context, source, grade)
+        seen = (overall.hits[grade] + _PRIOR_TRIES * said) / (overall.tries[grade] + _PRIOR_TRIES)
+        return max(seen, LEAST * said)
 
     def _worth(
         self, context: Context, draft: Draft, shares: Sequence[float], worth: Worth, chance: float

@@ -46,6 +46,7 @@ class Planter(Speculator):
         super().__init__(grammar=True)
         self._tree = tree
         self.taken: list[tuple[Draft, list[int]]] = []  # drafts, and the guesses of each that came true
+        self.constrained = 0  # drafts that came true on a side branch, under a grammar
 
     def draft(
         self,
@@ -65,6 +66,7 @@ class Planter(Speculator):
         self, context: Context, draft: Draft, taken: int, ended: bool, path: Sequence[int] | None = None
     ) -> None:
         self.taken.append((draft, list(range(taken) if path is None else path)))
+        self.constrained += context.constrained and any(n >= draft.trunk for n in self.taken[-1][1])
         super().observe(context, draft, taken, ended, path)
 
     @property

@@ -24,7 +24,7 @@ class Parrot:
 
     def propose(self, context: Context, ahead: Sequence[int], room: int) -> Proposal | None:
         self.asked.append([*context.known, *ahead])
-        return Proposal(self.ids[:room], sides=self.sides) if self.ids else None
+        return Proposal(self.ids[:room], sides=lambda: self.sides) if self.ids else None
 
     def grew(self, context: Context) -> None: ...
 
