@@ -6,7 +6,6 @@ Knows: drafts, rows, page arithmetic. Must not know: requests, costs, tensors.
            \\ x y            a side branch behind b: the row [b x y]
     lease.pages   [ .. | k a | b c | d . ][ b x | y . ]      pages of side branches stand behind the trunk's
 
-
 A row begins at a page boundary: what shares its page with the first guess (b) is computed again in the branch's own
 page. When the branch comes true its pages move to where they belong, and what is behind them is freed.
 """
