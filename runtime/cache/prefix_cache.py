@@ -26,7 +26,8 @@ RUN = 16  # tokens
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A request's hold on its pages. `pages` is live: seal may replace entries by equal ones, extend appends.
+    """A request's hold on its pages. `pages` is live: seal may replace entries by equal ones, extend appends,
+    shrink cuts, adopt reorders own ones.
 
     matched: tokens found in the tree at the start. sealed: tokens now in the tree. Units: tokens.
     """
@@ -69,7 +70,7 @@ class PrefixCache:
         """Pages that extend could hand out now: free ones and those in unlocked nodes."""
         return self._pool.free_count + self._tree.unlocked_pages
 
-    # --- the four verbs
+    # --- the verbs
 
     def lease(self, ids: array[int], limit: int) -> Lease:
         """Lock the longest run of whole pages in the tree that begins ids[:limit]."""
@@ -91,8 +92,7 @@ class PrefixCache:
         missing = (upto + size - 1) // size - len(lease.pages)
         if missing <= 0:
             return True
-        if size < RUN and self._pool.free_count > self._pool.pages // 2 + RUN:
-            missing = max(missing, -(-upto // RUN) * RUN // size - len(lease.pages))
+        missing = max(missing, self._roomy(upto) - len(lease.pages))
         short = missing - self._pool.free_count
         if short > 0:
             if short > self._tree.unlocked_pages:
@@ -101,6 +101,35 @@ class PrefixCache:
             self._evicted += short
         lease.pages += self._pool.alloc(missing)
         return True
+
+    def shrink(self, lease: Lease, upto: int) -> None:
+        """Free the own pages that `extend(lease, upto)` would not have taken: what they hold is void."""
+        size = self.page_size
+        keep = max((upto + size - 1) // size, lease.sealed // size, self._roomy(upto))
+        if keep < len(lease.pages):
+            self._pool.free(reversed(lease.pages[keep:]))  # the next extend gets the same ones in the same order
+            del lease.pages[keep:]
+
+    def adopt(self, lease: Lease, source: int, count: int, at: int) -> None:
+        """Own pages [source, source + count) of the lease become its pages from index `at` on; those that were there,
+        and all behind them, come after.
+
+            pages   [ sealed | a b | c d | x y ]     adopt(source=4, count=2, at=2), counted from a
+                    [ sealed | a b | x y | c d ]     c d are what shrink takes
+        """
+        first = lease.sealed // self.page_size
+        assert first <= at <= source and source + count <= len(lease.pages), (
+            f"pages {source}+{count} to {at} of {lease}"
+        )
+        moved = lease.pages[source : source + count]
+        del lease.pages[source : source + count]
+        lease.pages[at:at] = moved
+
+    def _roomy(self, upto: int) -> int:
+        """Pages for positions [0, upto) in whole runs, 0 when the pool is too full or pages are large."""
+        if self.page_size >= RUN or self._pool.free_count <= self._pool.pages // 2 + RUN:
+            return 0
+        return -(-upto // RUN) * RUN // self.page_size
 
     def seal(self, lease: Lease, ids: array[int], upto: int) -> None:
         """Put the whole pages of ids[:upto] into the tree, where others can match them.

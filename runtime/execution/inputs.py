@@ -89,6 +89,9 @@ class Inputs:
         table = np.zeros((len(rows), max(len(row.pages) for row in rows)), np.int32)
         fresh: dict[int, _Pages] = {}
         for r, row in enumerate(rows):
+            if row.request in fresh:  # another row of the same request, which has its own pages
+                table[r, : len(row.pages)] = row.pages
+                continue
             held = self._rows.get(row.request) or _Pages()
             table[r, : len(row.pages)] = held.numbers(row.pages)
             fresh[row.request] = held

@@ -347,8 +347,7 @@ class Host:
         seams.settle(transcript, branch, session.given, self._texts)
         pending = transcript.pending(branch)
         encoded = [
-            self._texts.encode([*pending, Segment(text, "literal", -1, branch.role is None)])
-            for text in call.choices
+            self._texts.encode([*pending, Segment(text, "literal", -1, branch.role is None)]) for text in call.choices
         ]
         if not transcript.ids:
             encoded = [self._texts.begin(ids) for ids in encoded]

@@ -122,23 +122,27 @@ class MaskWriter:
                 continue
             draws = row.draft + 1
             if row.masked and job.request.answer is not None:
-                self._fill(job.request.answer, row.ids[len(row.ids) - row.draft :], words[at : at + draws])
+                guesses = (*job.before, *row.ids[len(row.ids) - row.draft :])
+                self._fill(job.request.answer, guesses, len(job.before), words[at : at + draws])
                 masked += range(draw, draw + draws)
                 at += draws
             draw += draws
         return words, masked
 
-    def _fill(self, answer: Answer, guesses: Sequence[int], words: NDArray[np.int32]) -> None:
-        """One mask per guess, and one for what follows the last; where text is due and binding, of that alone."""
+    def _fill(self, answer: Answer, guesses: Sequence[int], first: int, words: NDArray[np.int32]) -> None:
+        """One mask per guess from guess `first` on, and one for what follows the last; where text is due and binding,
+        of that alone."""
         matcher = answer.matcher
         assert matcher is not None
         due = answer.due if answer.binding else []
         taken = 0
         for n in range(len(guesses) + 1):
-            if n < len(due):
-                words.view(np.uint32)[n, due[n] >> 5] = 1 << (due[n] & 31)
-            else:
-                self._mask(answer, n, words[n])
+            if n >= first:  # another row draws before that
+                word = words[n - first]
+                if n < len(due):
+                    word.view(np.uint32)[due[n] >> 5] = 1 << (due[n] & 31)
+                else:
+                    self._mask(answer, n, word)
             if n < len(guesses):
                 taken += matcher.accept([guesses[n]])
         matcher.rollback(taken)

@@ -17,28 +17,33 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-import msgspec
-
 from branchwork.runtime.cache.prefix_cache import Lease, PrefixCache
 from branchwork.runtime.cache.radix import common
 from branchwork.runtime.plan import Row
+from branchwork.runtime.scheduler.limbs import Branch, bounded, ids_in, placed, rows_of
 from branchwork.runtime.scheduler.policy import Queue
 from branchwork.runtime.scheduler.request import Options, Request
+from branchwork.runtime.scheduler.rows import draw_row, known_row
 from branchwork.runtime.speculative.cost import Worth
 from branchwork.runtime.speculative.draft import NOTHING, Draft, chain
-from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Speculator
+from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Sides, Speculator
 
 SURGE = 8  # budgets that the rows of one Score may take when nothing else is in the step
 
 
 class Job(NamedTuple):
-    """A row and whose it is. twig: which twig of a Score's options it computes, -1 for known tokens. draft: what the
-    row guesses."""
+    """A row and whose it is. twig: which twig of a Score's options it computes, -1 for known tokens.
+
+    draft: what is guessed behind the row's known ids. branches: those of its side branches; their rows are the next
+    jobs, where `before` holds the guesses up to the first draw.
+    """
 
     request: Request
     row: Row
     twig: int = -1
     draft: Draft = NOTHING
+    branches: tuple[Branch, ...] = ()
+    before: tuple[int, ...] = ()
 
 
 class Step:
@@ -55,10 +60,10 @@ class Step:
         self.busy: set[int] = set()  # keys of requests with a row
         self.preempted = False
 
-    def add(self, request: Request, row: Row, twig: int = -1, draft: Draft = NOTHING) -> None:
-        self.jobs.append(Job(request, row, twig, draft))
-        self.busy.add(request.key)
-        self.budget -= len(row.ids)
+    def add(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.busy.add(job.request.key)
+        self.budget -= len(job.row.ids)
 
 
 class Planner:
@@ -128,11 +133,23 @@ class Planner:
                 return 0
         more = end - start - 1
         if end < len(known):
-            step.add(request, Row(request.id, start, known[start:end].tolist(), lease.pages))
+            step.add(Job(request, Row(request.id, start, known[start:end].tolist(), lease.pages)))
             return more
         draft = self._draft(request, lease, step, end, spare - more)
-        step.add(request, _draw_row(request, lease, start, known[start:].tolist(), draft), draft=draft)
-        return more + len(draft)
+        return more + self._guess(step, request, draw_row(request, lease, start, known[start:].tolist(), draft), draft)
+
+    def _guess(self, step: Step, request: Request, row: Row, draft: Draft) -> int:
+        """Add the row of a trunk and those of its side branches; how many ids guessing takes."""
+        if row.draft == len(draft):
+            step.add(Job(request, row, draft=draft))
+            return row.draft
+        known = request.known
+        branches = placed(draft, len(known), self._size)
+        step.add(Job(request, row, draft=draft, branches=branches))
+        for branch, side in zip(branches, rows_of(row, draft, branches, known, self._size)):
+            limb = branch.limb
+            step.add(Job(request, side, before=(*limb.before, draft.ids[limb.first])))
+        return row.draft + ids_in(branches, len(known))
 
     def _draft(self, request: Request, lease: Lease, step: Step, end: int, spare: int) -> Draft:
         """Guesses behind the `end` known tokens that are drawn after; nobody is preempted for a guess."""
@@ -151,8 +168,14 @@ class Planner:
         else:
             if step.guesses < 0:
                 step.guesses = self._loose()
-            draft = self._speculator.draft(context, min(room, step.guesses), step.worth, due, answer.checked)
-            step.guesses -= len(draft)
+            room = min(room, step.guesses)
+            sides = Sides(self._size, end, min(spare, step.guesses))
+            draft = self._speculator.draft(context, room, step.worth, due, answer.checked, sides)
+            if draft is NOTHING:
+                return NOTHING
+            draft, upto = bounded(draft, end, self._size, spare, step.guesses)
+            step.guesses -= upto - end
+            return draft if len(draft) and self._cache.extend(lease, upto) else NOTHING
         return draft if len(draft) and self._cache.extend(lease, end + len(draft)) else NOTHING
 
     def _loose(self) -> int:
@@ -189,8 +212,8 @@ class Planner:
         draft = NOTHING
         if request.answer is not None and end == len(request.known):
             draft = self._draft(request, lease, step, end, step.budget - (end - request.computed))
-        step.add(request, _known_row(request, lease, end, draft), draft=draft)
-        self._cache.seal(lease, request.known, end)
+        self._cache.seal(lease, request.known, end)  # first: it may put other pages in the place of those
+        self._guess(step, request, known_row(request, lease, end, draft), draft)
 
     def _score(self, request: Request, step: Step) -> None:
         """A row per twig of the options: private pages behind its parent's, never sealed, freed with its subtree."""
@@ -206,7 +229,7 @@ class Planner:
                     return
                 self._make_room(step, request)
                 continue
-            step.add(request, row, progress.asked)
+            step.add(Job(request, row, progress.asked))
             progress.asked += 1
             allowance -= len(row.ids)
 
@@ -313,6 +336,21 @@ class Planner:
         assert request.lease is not None
         return max(self._pages(request.target(self._size) + 1) - len(request.lease.pages), 0)
 
+    # --- what came of guesses
+
+    def settle(self, job: Job, path: list[int]) -> None:
+        """The guesses on the path came true: the pages of side branches on it take the place of those guessed there."""
+        lease = job.request.lease
+        assert lease is not None
+        for branch in job.branches:
+            if branch.limb.first in path:
+                self._cache.adopt(lease, branch.source, branch.pages, branch.start // self._size)
+
+    def shrink(self, request: Request) -> None:
+        """Free the pages of guesses that did not come true, unless all of the request is gone already."""
+        if request.lease is not None:
+            self._cache.shrink(request.lease, len(request.known))
+
     # --- preemption
 
     def _victim(self, step: Step, but: Request | None = None) -> Request | None:
@@ -355,42 +393,3 @@ def _behind(request: Request) -> bool:
 
 def _rank(request: Request) -> tuple[int, int]:
     return -request.priority, request.key
-
-
-def _draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft: Draft) -> Row:
-    """A row whose last known token's logits give the next token, and those of each guess the one after it."""
-    answer = request.answer
-    assert answer is not None
-    submit, known, penalised = answer.submit, request.known, answer.penalised
-    return Row(
-        request.id,
-        start,
-        [*ids, *draft.ids],
-        lease.pages,
-        submit.shape,
-        position=len(known),
-        prompt_history=known[: request.prompt] if penalised else (),
-        answer_history=known[request.prompt :] if penalised else (),
-        logprobs=submit.logprobs,
-        draft=len(draft),
-        masked=answer.matcher is not None,
-    )
-
-
-def _known_row(request: Request, lease: Lease, end: int, draft: Draft) -> Row:
-    """The row that computes known tokens up to `end`, and the scores of prompt tokens that are wanted from it."""
-    start, known, answer = request.computed, request.known, request.answer
-    ids = known[start:end].tolist()
-    if answer is None:
-        return Row(request.id, start, ids, lease.pages)
-    drawing = end == len(known)
-    row = _draw_row(request, lease, start, ids, draft) if drawing else Row(request.id, start, ids, lease.pages)
-    first = answer.next_score(request.prompt)
-    if first is None or first > end:
-        return row
-    return msgspec.structs.replace(
-        row,
-        score_from=first - start,
-        score_next=(known[end],) if end < request.prompt else (),
-        score_top=answer.submit.prompt_logprobs,
-    )

@@ -57,12 +57,12 @@ class Spend:
             tuple([(source, proposed, kept) for source, (proposed, kept) in self.drafts.items()]),
         )
 
-    def guessed(self, draft: Draft, taken: int) -> None:
-        """A chain of guesses was verified; the first `taken` of them came true."""
-        for n, source in enumerate(draft.sources):
-            counts = self.drafts.setdefault(source, [0, 0])
-            counts[0] += 1
-            counts[1] += n < taken
+    def guessed(self, draft: Draft, kept: Sequence[int]) -> None:
+        """Guesses were verified; those that are listed came true."""
+        for source in draft.sources:
+            self.drafts.setdefault(source, [0, 0])[0] += 1
+        for n in kept:
+            self.drafts[draft.sources[n]][1] += 1
 
 
 class Answer:

@@ -20,6 +20,7 @@ from branchwork.runtime.scheduler.request import Answer, Request
 from branchwork.runtime.scheduler.stops import Ending
 from branchwork.runtime.speculative.draft import NOTHING, Draft
 from branchwork.runtime.speculative.speculator import CATCH_UP, Speculator
+from branchwork.runtime.speculative.verify import followed
 from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit, Usage
 
 
@@ -150,11 +151,14 @@ class Scheduler:
     def commit(self, plan: Plan, result: Result) -> list[Event]:
         """Take in what came of a plan. Rows of requests cancelled meanwhile are ignored."""
         events: list[Event] = []
-        computed = drew = 0
-        for job, drawn in zip(self._planned.pop(plan.step), result.rows, strict=True):
+        computed = drew = rows = 0
+        for n, (job, drawn) in enumerate(zip(self._planned.pop(plan.step), result.rows, strict=True)):
             request, row = job.request, job.row
-            tokens = len(row.ids) - row.draft  # guesses count when they have come true
             computed += len(row.ids)
+            if job.before:  # a side branch: taken with its trunk
+                continue
+            rows += 1
+            tokens = len(row.ids) - row.draft  # guesses count when they have come true
             self._totals["computed_tokens"] += tokens
             drew += tokens == 1 and row.shape is not None
             if request.lease is None:
@@ -167,22 +171,33 @@ class Scheduler:
             if drawn.known and request.answer is not None:
                 request.answer.prompt_scores += drawn.known
             if row.shape is not None:
-                self._drawn(job, drawn, events)
+                self._drawn(job, result.rows[n : n + 1 + len(job.branches)], events)
+                if job.draft is not NOTHING:
+                    self._planner.shrink(request)
         now = time.monotonic()
-        if drew == len(result.rows) and self._began is not None:  # it only draws: its time says what guesses cost
+        if drew == rows and self._began is not None:  # it only draws: its time says what guesses cost
             self._speculator.cost.observe(drew, computed - drew, now - self._began)
         self._began = None if self.idle else now
         return events
 
-    def _drawn(self, job: Job, drawn: Drawn, events: list[Event]) -> None:
-        """Take what was drawn for an answer, as far as nothing else has to come, and what its grammar adds."""
+    def _drawn(self, job: Job, rows: Sequence[Drawn], events: list[Event]) -> None:
+        """Take what was drawn for an answer, as far as nothing else has to come, and what its grammar adds.
+
+        rows: of the job, and of its side branches.
+        """
         request, answer = job.request, job.request.answer
         assert answer is not None
         request.spend.drew = request.spend.drew or time.monotonic()
         request.spend.forwards += 1
-        taken, ending, void = self._take(request, answer, job.draft, drawn)
+        draft, drawn, path = job.draft, rows[0], None
+        if job.branches:
+            drawn, path = followed(draft, [branch.limb for branch in job.branches], rows)
+            self._planner.settle(job, path)
+            draft = draft.along(path)
+        taken, ending, void = self._take(request, answer, draft, drawn)
         if job.draft is not NOTHING:
-            self._note(request, answer, job.draft, taken, ending is not None)
+            kept = range(taken) if path is None else path[:taken]
+            self._note(request, answer, job.draft, kept, ending is not None)
         elif answer.context is not None and len(request.known) % CATCH_UP == 0:  # siblings may want to know
             self._speculator.grew(answer.context)
         if ending is not None:
@@ -228,13 +243,13 @@ class Scheduler:
         request.spend.computed += more
         self._totals["computed_tokens"] += more
 
-    def _note(self, request: Request, answer: Answer, draft: Draft, taken: int, ended: bool) -> None:
-        """Count what came of the guesses, and let those who made them learn from it."""
+    def _note(self, request: Request, answer: Answer, draft: Draft, kept: Sequence[int], ended: bool) -> None:
+        """Count what came of the guesses, and let those who made them learn from it. kept: those that came true."""
         self._totals["drafted_tokens"] += len(draft)
-        self._totals["accepted_tokens"] += taken
-        request.spend.guessed(draft, taken)
+        self._totals["accepted_tokens"] += len(kept)
+        request.spend.guessed(draft, kept)
         if answer.context is not None:
-            self._speculator.observe(answer.context, draft, taken, ended)
+            self._speculator.observe(answer.context, draft, len(kept), ended, kept)
 
     def _scored(self, request: Request, twig: int, drawn: Drawn, events: list[Event]) -> None:
         options = request.options

@@ -104,12 +104,20 @@ class Worth:
         self._per_guess = per_guess
         self.plain = plain
 
-    def takes(self, chance: float) -> bool:
-        """Whether a guess that comes true with this probability raises the tokens per second; if so it is in."""
-        if chance * self._seconds < MARGIN * self._per_guess * self._expected:
+    @property
+    def least(self) -> float:
+        """The probability below which no guess is taken now."""
+        return MARGIN * self._per_guess * self._expected / self._seconds if self._seconds else 0.0
+
+    def takes(self, chance: float, guesses: float = 1.0) -> bool:
+        """Whether a guess that comes true with this probability raises the tokens per second; if so it is in.
+
+        The same for several at once, which cost as much as so many `guesses`: chance is then the sum of theirs.
+        """
+        if chance * self._seconds < MARGIN * guesses * self._per_guess * self._expected:
             return False
         self._expected += chance
-        self._seconds += self._per_guess
+        self._seconds += guesses * self._per_guess
         return True
 
     def deepest(self, rates: Sequence[float], each: float, most: int) -> tuple[int, float]:

@@ -4,14 +4,16 @@ Knows: token ids, sources by name, that a request has a lease. Must not know: re
 
     known ids | a ─ b ─ c          ids (a, b, c, d), parents (-1, 0, 1, 0): d is another guess at what follows a;
                 └─ d               a chain is the tree in which every parent is the guess before
+
+A guess whose parent is not the one before it begins a side branch; (a, b, c) is the trunk, (d) a side branch.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -44,6 +46,42 @@ class Draft(msgspec.Struct, frozen=True):
             return NOTHING
         return Draft(self.ids[:count], self.parents[:count], self.sources[:count], self.grades[:count])
 
+    @property
+    def trunk(self) -> int:
+        """Guesses of the first chain, which begins at the last known token."""
+        return next((n for n, parent in enumerate(self.parents) if parent != n - 1), len(self.parents))
+
+    def along(self, path: Sequence[int]) -> Draft:
+        """The guesses of a path from the root, as a chain."""
+        return Draft(
+            tuple([self.ids[n] for n in path]),
+            tuple(range(-1, len(path) - 1)),
+            tuple([self.sources[n] for n in path]),
+            tuple([self.grades[n] for n in path]),
+        )
+
+    def limbs(self) -> list[Limb]:
+        """The side branches, parents before what grows from them."""
+        begins = [n for n, parent in enumerate(self.parents) if parent != n - 1]
+        found = []
+        for first, end in zip(begins, [*begins[1:], len(self.ids)]):
+            before, node = [], self.parents[first]
+            while node >= 0:
+                before.append(self.ids[node])
+                node = self.parents[node]
+            found.append(Limb(self.parents[first], first, end, tuple(reversed(before))))
+        return found
+
+
+class Limb(NamedTuple):
+    """A side branch: the guesses first .. end-1, a chain that grows from guess `parent`. before: the ids that lead to
+    it from the last known token."""
+
+    parent: int
+    first: int
+    end: int
+    before: tuple[int, ...]
+
 
 NOTHING = Draft()
 
@@ -54,13 +92,24 @@ def chain(ids: Sequence[int], source: str, grade: int = GRADES - 1) -> Draft:
     return Draft(tuple(ids), tuple(range(-1, count - 1)), (source,) * count, (grade,) * count)
 
 
+class Side(msgspec.Struct, frozen=True):
+    """Another continuation than a proposal's, after the first `at` of its ids. share: the part of what the drafter
+    knows that says this one."""
+
+    at: int
+    ids: Sequence[int]
+    share: float
+
+
 class Proposal(msgspec.Struct, frozen=True):
     """One drafter's chain. shares: per guess, the part of what the drafter knows that agrees with it and all before
-    it (a model: their probability); empty when everything agrees."""
+    it (a model: their probability); empty when everything agrees. sides: tells where it is split, asked only when side
+    branches may pay."""
 
     ids: Sequence[int]
     grade: int = GRADES - 1
     shares: Sequence[float] = ()
+    sides: Callable[[], Sequence[Side]] | None = None
 
 
 @dataclass(slots=True)

@@ -17,14 +17,16 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from branchwork.runtime.speculative.draft import Context, Proposal
+from branchwork.runtime.speculative.draft import Context, Proposal, Side
 
 ORDER = 3  # ids that must agree at least
 LEVELS = (ORDER, 6, 12, 24)  # ids that agree: one grade each
 LENGTHS = (6, 12, 24, 48)  # guesses at most, per grade
 LOOKS = 8  # places looked at per proposal
 VOTES = 4  # places of the best grade that are compared
+SIDE = 8  # guesses at most where they are split
 CHUNK = 4096  # ids indexed in one go: a long prompt may not hold up a step (about 1 ms)
 HEADS = 1 << 20
 CAPACITY = 1 << 21  # ids of runs that have ended, 12 bytes each
@@ -142,7 +144,8 @@ class Lookup:
         room = min(room, LENGTHS[grade])
         own = self._live.get(context.key)
         if own is not None and found[0][0] is own.ids and not ahead:
-            return Proposal(_going_on(own.ids, found[0][1], room), grade)
+            text = _going_on(own.ids, found[0][1], room)
+            return Proposal(text, grade, (), partial(_others, found, text) if len(found) > 1 else None)
         return _vote(found, grade, room)
 
     def _places(self, tail: array[int]) -> tuple[int, list[tuple[array[int], int]]]:
@@ -194,7 +197,26 @@ def _vote(found: list[tuple[array[int], int]], grade: int, room: int) -> Proposa
     for n in range(len(chosen)):  # a text that ends while it agrees has no say about what follows
         agree = sum(length > n for length in reach)
         shares.append(agree / (agree + sum(end <= n for end in ends)))
-    return Proposal(chosen, grade, shares)
+    return Proposal(chosen, grade, shares, partial(_sides, texts, chosen))
+
+
+def _others(found: list[tuple[array[int], int]], chosen: array[int]) -> list[Side]:
+    """What the text says at its other places, where it follows the newest."""
+    return _sides([chosen, *(ids[end : end + SIDE] for ids, end in found[1:])], chosen)
+
+
+def _sides(texts: Sequence[array[int]], chosen: array[int]) -> list[Side]:
+    """Where texts leave the chosen one: those that go on alike there are one branch."""
+    reach = [_agreement(text, chosen) for text in texts]
+    leaving: dict[tuple[int, int], list[array[int]]] = {}
+    for text, at in zip(texts, reach):
+        if at < min(len(text), len(chosen)):
+            leaving.setdefault((at, text[at]), []).append(text)
+    found = []
+    for (at, _), same in leaving.items():
+        silent = sum(n == len(text) <= at and n < len(chosen) for n, text in zip(reach, texts))  # ended before that
+        found.append(Side(at, max(same, key=len)[at : at + SIDE], len(same) / (len(texts) - silent)))
+    return found
 
 
 def _agreement(text: array[int], other: array[int]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from branchwork.runtime.speculative.cost import StepCost, Worth
 from branchwork.runtime.speculative.draft import GRADES, NOTHING, Context, Draft, Drafter, Proposal, Record, chain
@@ -21,8 +22,29 @@ KEEP_ALL = 0.998  # the same for all requests together
 SHY = 1.0  # tries of its own after which a request counts as much as all others
 CATCH_UP = 32  # tokens after which drafters should see a request that they were not asked about
 LONGEST_PAUSE = 63  # proposals left out when guessing does not pay
+SIDE = "/side"  # behind a source: how its second thoughts fared
+SIDE_LENGTH = 6  # guesses of one side branch at most
+SIDE_ROW = 0.4  # what a row of its own costs besides the ids in it, in guesses (measured: 0.2 to 0.4)
+LEAST = 0.25  # part of what a drafter says of its second thoughts that is believed at the least
 _PRIORS = (0.4, 0.6, 0.8, 0.95)  # chance of a guess by grade, before anything was seen
 _PRIOR_TRIES = 20.0
+
+
+class Sides(NamedTuple):
+    """What side branches cost. block: their rows begin at multiples of so many ids. known: ids before the draft. room:
+    ids of all rows of a draft at most."""
+
+    block: int
+    known: int
+    room: int
+
+
+class Offer(NamedTuple):
+    """A side branch that grows from guess `parent`. gain: guesses of it that are expected to come true."""
+
+    gain: float
+    parent: int
+    draft: Draft
 
 
 class Speculator:
@@ -85,9 +107,10 @@ class Speculator:
         worth: Worth,
         forced: Sequence[int] = (),
         allowed: Callable[[list[int]], int] | None = None,
+        sides: Sides | None = None,
     ) -> Draft:
-        """At most `room` guesses. forced: what a grammar forces next. allowed: how many of these ids, in order, may be
-        said at all (a grammar, stop ids); None for all."""
+        """At most `room` guesses behind each other. forced: what a grammar forces next. allowed: how many of these ids,
+        in order, may be said at all (a grammar, stop ids); None for all. sides: when side branches are welcome."""
         room = min(room, LONGEST)
         if room <= 0 or worth.plain:
             return NOTHING
@@ -95,31 +118,43 @@ class Speculator:
         draft, chance = self._forced(context, forced[:room], worth) if sure else (NOTHING, 1.0)
         if sure and len(draft) < len(forced):
             return draft
+        offers: list[Offer] | None = None if sides is None else []
         for drafter in self._drafters:
             if len(draft) >= room:
                 break
-            more, chance = self._asked(drafter, context, draft, room - len(draft), worth, allowed, chance)
+            more, chance = self._asked(drafter, context, draft, room - len(draft), worth, allowed, chance, offers)
             draft = _joined(draft, more)
         if forced and self._grammar and not len(draft):
             draft, _ = self._forced(context, forced[:room], worth)
         if draft is NOTHING:
             context.asked_at = min((self._record(context, one.source).asked_at for one in self._drafters), default=0)
-        return draft
+        return _branched(draft, offers, worth, sides) if offers and sides is not None else draft
 
-    def observe(self, context: Context, draft: Draft, taken: int, ended: bool) -> None:
-        """The first `taken` guesses of a chain came true; the next one did not, unless the answer ended there."""
-        for n in range(len(draft)):
-            source = draft.sources[n]
-            totals = self.totals.setdefault(source, [0, 0])
-            totals[0] += 1
-            totals[1] += n < taken
-            if n < taken + (not ended):
-                grade, hit = draft.grades[n], float(n < taken)
-                _learn(self._record(context, source), grade, hit, KEEP)
-                _learn(self._all(context, source), grade, hit, KEEP_ALL)
-        if taken:
-            for source in set(draft.sources[:taken]):
-                context.records[source].pause = 0
+    def observe(
+        self, context: Context, draft: Draft, taken: int, ended: bool, path: Sequence[int] | None = None
+    ) -> None:
+        """The first `taken` guesses of a chain came true; the next one did not, unless the answer ended there.
+
+        path: of a tree, the guesses that came true, from the root on.
+        """
+        trunk = draft.trunk
+        path = range(taken) if path is None else path
+        along = next((n for n, guess in enumerate(path) if n != guess or n >= trunk), len(path))
+        for source in draft.sources:
+            self.totals.setdefault(source, [0, 0])[0] += 1
+        for n in path:
+            self.totals[draft.sources[n]][1] += 1
+        for n in range(min(trunk, along + (not ended or along < len(path)))):
+            source, grade, hit = draft.sources[n], draft.grades[n], float(n < along)
+            _learn(self._record(context, source), grade, hit, KEEP)
+            _learn(self._all(context, source), grade, hit, KEEP_ALL)
+        reached = {-1, *path} - ({path[-1] if path else -1} if ended else set())  # something was drawn after them
+        for n in range(trunk, len(draft)):
+            if draft.parents[n] == n - 1 or draft.parents[n] not in reached:
+                continue
+            _learn(self._all(context, draft.sources[n] + SIDE), draft.grades[n], float(n in path), KEEP_ALL)
+        for source in {draft.sources[n] for n in path}:
+            self._record(context, source).pause = 0
 
     # --- how
 
@@ -135,8 +170,12 @@ class Speculator:
         worth: Worth,
         allowed: Callable[[list[int]], int] | None,
         chance: float,
+        offers: list[Offer] | None = None,
     ) -> tuple[Draft, float]:
-        """What one drafter adds, as far as it is allowed and worth its cost; the chance that all of it comes true."""
+        """What one drafter adds, as far as it is allowed and worth its cost; the chance that all of it comes true.
+
+        offers: gets its side branches.
+        """
         record = self._record(context, drafter.source)
         if len(context.known) < record.asked_at:
             return NOTHING, chance
@@ -155,12 +194,18 @@ class Speculator:
             del ids[max(allowed([*draft.ids, *ids]) - before, 0) :]
         if not ids:
             return NOTHING, chance
-        proposed = chain(ids, drafter.source, proposal.grade)
+        proposed, chance_before = chain(ids, drafter.source, proposal.grade), chance
         chosen, chance = self._worth(context, proposed, proposal.shares, worth, chance)
         if len(chosen) == 0:
             if record.pause == LONGEST_PAUSE:  # try again after all: texts change
                 chosen = proposed.cut(1)
             _rest(context, record, LONGEST_PAUSE)
+            return chosen, chance
+        if offers is None or proposal.sides is None:
+            return chosen, chance
+        if chance_before * self._second(context, drafter.source, proposal.grade, 1.0) >= worth.least:
+            text, base = (*draft.ids, *chosen.ids), len(draft)
+            offers += self._offers(context, drafter.source, proposal, text, base, chance_before, room, allowed)
         return chosen, chance
 
     def _outdone(self, context: Context, source: str, proposal: Proposal, draft: Draft, room: int) -> bool:
@@ -168,6 +213,40 @@ class Speculator:
         if self._model is None or len(draft):
             return False
         return self._model.outdoes(context, self._rate(context, source, proposal.grade), len(proposal.ids), room)
+
+    def _offers(
+        self,
+        context: Context,
+        source: str,
+        proposal: Proposal,
+        ids: Sequence[int],
+        base: int,
+        chance: float,
+        room: int,
+        allowed: Callable[[list[int]], int] | None,
+    ) -> list[Offer]:
+        """The side branches of a proposal that grow from chosen guesses. ids: those, `base` of them by others."""
+        rate = self._rate(context, source, proposal.grade)
+        found = []
+        for side in proposal.sides() if proposal.sides is not None else ():
+            at = base + side.at
+            text = list(side.ids[: min(room - side.at, SIDE_LENGTH)])
+            if at > len(ids) or not text:
+                continue
+            if allowed is not None:
+                del text[max(allowed([*ids[:at], *text]) - at, 0) :]
+            first = self._second(context, source, proposal.grade, side.share)
+            gain = chance * rate**side.at * first * sum(rate**n for n in range(len(text)))
+            if text:
+                found.append(Offer(gain, at - 1, chain(text, source, proposal.grade)))
+        return found
+
+    def _second(self, context: Context, source: str, grade: int, share: float) -> float:
+        """The probability that the first guess of a side branch comes true where it grows: as often as such ones did,
+        the drafter's share being the prior."""
+        overall, said = self._all(context, source + SIDE), share * self._rate(context, source, grade)
+        seen = (overall.hits[grade] + _PRIOR_TRIES * said) / (overall.tries[grade] + _PRIOR_TRIES)
+        return max(seen, LEAST * said)
 
     def _worth(
         self, context: Context, draft: Draft, shares: Sequence[float], worth: Worth, chance: float
@@ -223,6 +302,24 @@ def _joined(draft: Draft, more: Draft) -> Draft:
     return Draft(
         draft.ids + more.ids, draft.parents + parents, draft.sources + more.sources, draft.grades + more.grades
     )
+
+
+def _branched(draft: Draft, offers: list[Offer], worth: Worth, sides: Sides) -> Draft:
+    """The draft with those side branches that are worth the rows they need, the best first."""
+    used = len(draft)
+    for gain, parent, side in sorted(offers, key=lambda offer: -offer.gain / len(offer.draft)):
+        again = (sides.known + parent + 1) % sides.block  # ids computed once more, in a page of the branch
+        if used + again + len(side) > sides.room or not worth.takes(gain, again + len(side) + SIDE_ROW):
+            continue
+        used += again + len(side)
+        at = len(draft)
+        draft = Draft(
+            draft.ids + side.ids,
+            (*draft.parents, parent, *range(at, at + len(side) - 1)),
+            draft.sources + side.sources,
+            draft.grades + side.grades,
+        )
+    return draft
 
 
 def _rest(context: Context, record: Record, longest: int) -> None:

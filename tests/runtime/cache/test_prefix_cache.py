@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from branchwork.runtime.cache.eviction import Evictor
 from branchwork.runtime.cache.pages import PageAllocator
-from branchwork.runtime.cache.prefix_cache import Lease, PrefixCache
+from branchwork.runtime.cache.prefix_cache import RUN, Lease, PrefixCache
 
 PAGES = 24
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=30).map(lambda ids: array("i", ids))
@@ -68,6 +68,29 @@ class CacheMachine(RuleBasedStateMachine):
         assert lease.sealed >= full and self.cache.peek(ids, full) == full, "what is sealed can be matched"
         for page in range(lease.sealed // self.page_size):
             self.page_of[self._prefix(ids, page)] = lease.pages[page]
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), upto=st.integers(0, 30))
+    def shrink(self, data: st.DataObject, upto: int) -> None:
+        lease, _ = data.draw(st.sampled_from(self.leases))
+        before, available = list(lease.pages), self.cache.available
+        self.cache.shrink(lease, upto)
+        least = max(-(-upto // self.page_size), lease.sealed // self.page_size)
+        assert min(least, len(before)) <= len(lease.pages) <= max(least, -(-upto // RUN) * RUN // self.page_size)
+        assert lease.pages == before[: len(lease.pages)]
+        assert self.cache.available == available + len(before) - len(lease.pages)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def adopt(self, data: st.DataObject) -> None:
+        lease, _ = data.draw(st.sampled_from(self.leases))
+        before = list(lease.pages)
+        at = data.draw(st.integers(lease.sealed // self.page_size, len(before)))
+        source = data.draw(st.integers(at, len(before)))
+        count = data.draw(st.integers(0, len(before) - source))
+        self.cache.adopt(lease, source, count, at)
+        moved = before[source : source + count]
+        assert lease.pages == before[:at] + moved + before[at:source] + before[source + count :]
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())

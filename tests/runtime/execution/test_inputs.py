@@ -50,6 +50,16 @@ def test_every_tensor_follows_from_its_row(rows: list[tuple[int, int, bool]], pa
     assert step.logits_index.tolist() == [int(step.cu_rows[i + 1]) - 1 for i in drawing]
 
 
+def test_rows_of_one_request_keep_their_own_pages_step_after_step() -> None:
+    inputs = Inputs(1, CPU)
+    for length in (3, 4, 5):
+        pages = [list(range(7, 7 + length)), [7, 8, *range(90, 88 + length)], [7, *range(40, 39 + length)]]
+        rows = tuple(Row(0, length - 1, [5], one, shape=DRAW) for one in pages)
+        step, _ = inputs.build(Plan(length, rows))
+        assert step.page_table.tolist() == pages
+        assert step.slots.tolist() == [one[-1] for one in pages]
+
+
 def test_scores_are_read_one_place_before_their_token() -> None:
     """Row 1 wants known tokens 2 and 3 of its ids and the one that follows; row 0 draws."""
     rows = (

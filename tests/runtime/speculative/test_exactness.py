@@ -6,7 +6,7 @@ import json
 import random
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from branchwork.runtime import wire
 from branchwork.runtime.config import Config, ConfigError, parse
 from branchwork.runtime.engine import Engine, build
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer
+from branchwork.runtime.speculative.draft import NOTHING, Draft
+from tests.runtime.scheduler.test_trees import Planter, tree_of
 
 SAPLING = Path(branchwork.runtime.sapling.__file__).parent
 ROOMY = Config(pages=4000, budget=1024)
@@ -169,6 +171,60 @@ def test_two_hundred_random_requests_are_answered_alike_with_and_without_guesses
     assert int(stats["drafted_tokens"]) > int(stats["accepted_tokens"]), "guesses that never fail test nothing"
     if setting == "preempted":
         assert stats["preemptions"], "nobody was preempted"
+
+
+def tree_of_answers(rng: random.Random, texts: list[list[int]]) -> Callable[[list[int], int], Draft]:
+    """Trees of what others wrote after the same ids, here and there with nonsense."""
+
+    def tree(known: list[int], room: int) -> Draft:
+        count = len(known)
+        found = [text[count:] for text in texts if len(text) > count and text[:count] == known]
+        nodes: dict[tuple[int, ...], int] = {(): -1}
+        ids: list[int] = []
+        parents: list[int] = []
+        for text in rng.sample(found, min(len(found), 4)):
+            wanted = text[: min(rng.randrange(1, 9), room)]
+            wrong = [*wanted[: rng.randrange(len(wanted))], rng.randrange(3000)]
+            for path in (wrong, wanted) if rng.random() < 0.7 else (wanted,):
+                for n in range(1, len(path) + 1):
+                    if tuple(path[:n]) not in nodes:
+                        nodes[tuple(path[:n])] = len(ids)
+                        ids.append(path[n - 1])
+                        parents.append(nodes[tuple(path[: n - 1])])
+        return tree_of(ids, parents) if ids else NOTHING
+
+    return tree
+
+
+TREES = {
+    "pages of 1": ROOMY,
+    "pages of 4": Config(pages=1000, page_size=4, budget=1024),
+    "pages of 16, chunks of 40": Config(pages=200, page_size=16, budget=40, max_running=9),
+    "preempted": Config(pages=150, budget=64),
+}
+
+
+@pytest.mark.parametrize("setting", TREES)
+def test_a_hundred_random_requests_are_answered_alike_with_random_trees(setting: str) -> None:
+    on, off = engine("auto", TREES[setting]), engine("off", TREES[setting])
+    rng = random.Random(setting)
+    messages = [random_submit(rng, number) for number in range(100)]
+    plain: dict[int, Answer] = {}
+    for first in range(0, 100, 25):
+        plain |= run(off, messages[first : first + 25])
+    texts = [array("i", message.ids).tolist() + plain[message.id].ids for message in messages]
+    planter = Planter(tree_of_answers(rng, texts))
+    on._scheduler._speculator = on._scheduler._planner._speculator = planter
+    different = []
+    for first in range(0, 100, 25):
+        batch = messages[first : first + 25]
+        found = run(on, batch)
+        different += [message for message in batch if found[message.id].told != plain[message.id].told]
+    assert not different, f"{len(different)} differ, such as {different[0]}"
+    assert planter.turned > (4 if setting == "preempted" else 40), "side branches that never come true test nothing"
+    assert planter.constrained > (4 if setting != "preempted" else 0), "no grammar followed a side branch"
+    if setting == "preempted":
+        assert on._scheduler.stats()["preemptions"], "nobody was preempted"
 
 
 @pytest.mark.parametrize("jump", ["on", "exact", "off"])

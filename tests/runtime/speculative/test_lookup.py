@@ -54,6 +54,27 @@ def test_of_equal_places_the_majority_wins_and_shares_say_how_far_it_goes() -> N
     assert list(found.shares) == [0.75, 0.5]
 
 
+def test_where_the_vote_is_split_the_others_are_side_branches() -> None:
+    lookup = Lookup(heads=HEADS)
+    for key, last in enumerate([(5, 6, 7), (5, 9, 9), (4, 4, 8), (5, 6, 7)]):
+        wrote(lookup, key, [1, 2, 3, *last])
+    found = lookup.propose(Context(-1, array("i", [8, 1, 2, 3])), (), 8)
+    assert found is not None and found.sides is not None and list(found.ids) == [5, 6, 7]
+    assert {(side.at, tuple(side.ids), side.share) for side in found.sides()} == {
+        (0, (4, 4, 8), 0.25),
+        (1, (9, 9), 0.25),
+    }
+
+
+def test_a_text_that_goes_on_in_two_ways_has_the_older_one_as_a_side_branch() -> None:
+    lookup = Lookup(heads=HEADS)
+    context = Context(0, array("i", [1, 2, 3, 7, 7, 0, 1, 2, 3, 8, 8, 0, 1, 2, 3]))
+    lookup.grew(context)
+    found = lookup.propose(context, (), 4)
+    assert found is not None and found.sides is not None and list(found.ids) == [8, 8, 0, 1]
+    assert [(side.at, list(side.ids)[:3], side.share) for side in found.sides()] == [(0, [7, 7, 0], 0.5)]
+
+
 def test_a_sibling_under_way_is_read_as_it_grows() -> None:
     lookup = Lookup(heads=HEADS)
     sibling = Context(0, array("i", [1, 2, 3]))
