@@ -18,6 +18,7 @@ from branchwork.lang.arguments import TEXT, NoKey, frozen, replaced
 from branchwork.lang.asked import options_of
 from branchwork.lang.backend import Backend
 from branchwork.lang.batch import Crew, finished, planned, run_rows
+from branchwork.lang.default import default_backend
 from branchwork.lang.live import LiveProgram
 from branchwork.lang.machine import Program
 from branchwork.lang.params import merge
@@ -60,16 +61,14 @@ class Compiled(Generic[P, R]):
     def __init__(
         self,
         function: Function[P, R],
-        default: Callable[[], Backend],
         *,
         backend: Backend | None = None,
         drop_unread: bool = False,
         keep: frozenset[str] = frozenset(),
         tidy: bool = True,
     ) -> None:
-        """default: the backend to run on where none is given. The other arguments are those of Function.compile."""
+        """The arguments are those of Function.compile; without `tidy` no pass is made over the templates."""
         self.function = function
-        self._default = default
         self._backend = backend
         self._drop_unread, self._keep, self._tidy = drop_unread, keep, tidy
         self._known: dict[Any, Specialised] = {}
@@ -203,7 +202,7 @@ class Compiled(Generic[P, R]):
 
         Costs one token. Only a runtime keeps KV, so on any other backend nothing is sent.
         """
-        on = backend or self._backend or self._default()
+        on = backend or self._backend or default_backend()
         text = self._prefix_on(on)
         if text and isinstance(on.model, ModelInfo):
             live = LiveProgram(on)

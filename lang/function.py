@@ -276,11 +276,11 @@ class Function(Generic[P, R]):
         go whose variables are neither read by the program nor in `keep`.
         """
         bound = cast("Function[P, R]", self.bind(**fixed))
-        return Compiled(bound, default_backend, backend=backend, drop_unread=drop_unread, keep=frozenset(keep))
+        return Compiled(bound, backend=backend, drop_unread=drop_unread, keep=frozenset(keep))
 
     def trace(self, *, backend: Backend | None = None, **fixed: Any) -> Compiled[P, R]:
         """The same with every node as it was laid: look at its `template` and its `notes`."""
-        return Compiled(cast("Function[P, R]", self.bind(**fixed)), default_backend, backend=backend, tidy=False)
+        return Compiled(cast("Function[P, R]", self.bind(**fixed)), backend=backend, tidy=False)
 
     def cache(self, backend: Backend | None = None) -> str:
         """Send the text that every run begins with, so that the runtime holds its KV; that text. The body is traced."""

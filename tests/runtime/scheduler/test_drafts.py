@@ -20,6 +20,7 @@ from tests.runtime.scheduler.test_scheduler import (
     alone,
     expect,
     random_message,
+    storm,
     submit,
 )
 
@@ -48,18 +49,7 @@ def test_every_answer_is_the_one_of_the_request_alone(tight: bool, budget: int, 
     shared = [[rng.randrange(VOCAB) for _ in range(40)] for _ in range(3)]
     pool = [random_message(rng, number, shared) for number in range(20)]
     messages = [msgspec.structs.replace(rng.choice(pool), id=number) for number in range(80)]
-    for number, message in enumerate(messages):
-        house.add(message)
-        for _ in range(rng.randint(0, 3)):
-            if not house.scheduler.idle:
-                house.step()
-        if rng.random() < 0.1:
-            house.take(house.scheduler.cancel(rng.randrange(number + 1)))
-            house.scheduler.check()
-    house.drain()
-    for message in messages:
-        expect(house, message)
-    house.assert_nothing_held()
+    storm(house, rng, messages)
     assert not lookup._live
     stats = house.scheduler.stats()
     if budget > 3:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -182,6 +182,24 @@ def expect(house: House, message: Submit | Score) -> None:
         assert usage.reused + usage.computed == usage.prompt + len(wanted) - 1
 
 
+def storm(house: House, rng: random.Random, messages: Iterable[Submit | Score]) -> None:
+    """Requests come at any moment, one in ten is cancelled: every answer is right, and nothing is held afterwards."""
+    came: list[Submit | Score] = []
+    for number, message in enumerate(messages):
+        came.append(message)
+        house.add(message)
+        for _ in range(rng.randint(0, 3)):
+            if not house.scheduler.idle:
+                house.step()
+        if rng.random() < 0.1:
+            house.take(house.scheduler.cancel(rng.randrange(number + 1)))
+            house.scheduler.check()
+    house.drain()
+    for message in came:
+        expect(house, message)
+    house.assert_nothing_held()
+
+
 @pytest.mark.parametrize("policy", ["lpm", "fcfs"])
 @pytest.mark.parametrize("page_size", [1, 2, 16])
 @pytest.mark.parametrize("budget", [1, 3, 17, 512])
@@ -191,20 +209,7 @@ def test_every_answer_is_the_one_of_the_request_alone(tight: bool, budget: int, 
     pages = -(-(64 if tight else 2000) // page_size) + (1 if tight else 0)
     house = House(pages, page_size, budget=budget, max_running=8, policy=policy)
     shared = [[rng.randrange(VOCAB) for _ in range(40)] for _ in range(3)]
-    messages: list[Submit | Score] = []
-    for number in range(40):
-        messages.append(random_message(rng, number, shared))
-        house.add(messages[-1])
-        for _ in range(rng.randint(0, 3)):
-            if not house.scheduler.idle:
-                house.step()
-        if rng.random() < 0.1:
-            house.take(house.scheduler.cancel(rng.randrange(number + 1)))
-            house.scheduler.check()
-    house.drain()
-    for message in messages:
-        expect(house, message)
-    house.assert_nothing_held()
+    storm(house, rng, (random_message(rng, number, shared) for number in range(40)))
     if tight and budget == 17 and page_size < 16:
         assert house.scheduler.stats()["preemptions"], "a tight pool that never preempts tests nothing"
 

@@ -26,6 +26,7 @@ from tests.runtime.scheduler.test_scheduler import (
     alone,
     expect,
     random_message,
+    storm,
     submit,
 )
 
@@ -132,18 +133,7 @@ def test_every_answer_is_the_one_of_the_request_alone(tight: bool, budget: int, 
     house, planter = planting(random_tree(rng), pages, page_size, budget=budget, max_running=8)
     shared = [[rng.randrange(VOCAB) for _ in range(40)] for _ in range(3)]
     messages = [random_message(rng, number, shared) for number in range(100)]
-    for number, message in enumerate(messages):
-        house.add(message)
-        for _ in range(rng.randint(0, 3)):
-            if not house.scheduler.idle:
-                house.step()
-        if rng.random() < 0.1:
-            house.take(house.scheduler.cancel(rng.randrange(number + 1)))
-            house.scheduler.check()
-    house.drain()
-    for message in messages:
-        expect(house, message)
-    house.assert_nothing_held()
+    storm(house, rng, messages)
     if budget > 17 and not tight:
         assert planter.turned > 8, "side branches that never come true test nothing"
     if tight and page_size == 1 and budget > 3:
