@@ -1,0 +1,91 @@
+"""Weights as small integers in groups: what they mean, how they are made, and products with them: the definition.
+
+Knows: torch. Must not know: file formats, models, hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 32  # inputs that a row's quantization scales together; every group is a multiple of it
+
+
+class Quantized(NamedTuple):
+    """A weight [N, K]; group g of an output covers inputs [g * group, (g + 1) * group).
+
+    bits 8: values int8 [N, K], w = scale * value (+ offset). bits 4: values uint8 [N, K / 2], input 2i in the low and
+    2i + 1 in the high four bits of byte i; w = scale * (nibble - 8), or scale * nibble + offset where offsets are given.
+    scales, offsets: float16 [N, K / group]. group is a multiple of BLOCK and divides K.
+    """
+
+    values: Tensor
+    scales: Tensor
+    offsets: Tensor | None
+    bits: int
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.values.shape[0], self.values.shape[1] * (8 // self.bits)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.values, self.scales, self.offsets) if part is not None)
+
+
+def dequantize(weight: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight [N, K] itself, computed in float32."""
+    outputs, inputs = weight.shape
+    numbers = _integers(weight).float().view(outputs, inputs // weight.group, weight.group)
+    if weight.bits == 4 and weight.offsets is None:
+        numbers = numbers - 8
+    numbers = numbers * weight.scales.float()[..., None]
+    if weight.offsets is not None:
+        numbers = numbers + weight.offsets.float()[..., None]
+    return numbers.view(outputs, inputs).to(dtype)
+
+
+def cat(parts: Sequence[Quantized]) -> Quantized:
+    """Weights with the same K below each other. Where they differ in bits, groups or offsets all become what holds
+    every one of them exactly: 8 bits, the smallest group, offsets."""
+    group = min(part.group for part in parts)
+    mixed = len({part.bits for part in parts}) > 1
+    shifted = len({part.offsets is None for part in parts}) > 1
+    parts = [
+        _widened(part, 8 if mixed or (shifted and part.bits == 4) else part.bits, group, shifted) for part in parts
+    ]
+    bits = max(part.bits for part in parts)
+    parts = [_widened(part, bits, group, shifted) for part in parts]
+    offsets = [part.offsets for part in parts if part.offsets is not None]
+    return Quantized(
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(offsets) if offsets else None,
+        bits,
+        group,
+    )
+
+
+def _widened(part: Quantized, bits: int, group: int, shifted: bool) -> Quantized:
+    scales = part.scales.repeat_interleave(part.group // group, dim=1)
+    offsets = None if part.offsets is None else part.offsets.repeat_interleave(part.group // group, dim=1)
+    values = part.values
+    if bits == 8 and part.bits == 4:
+        numbers = _integers(part)
+        values = (numbers if part.offsets is not None else numbers - 8).contiguous()
+    if shifted and offsets is None:
+        offsets = torch.zeros_like(scales)
+    return Quantized(values, scales, offsets, bits, group)
+
+
+def _integers(weight: Quantized) -> Tensor:
+    """int8 [N, K]: the stored integers, 0 to 15 for four bits."""
+    if weight.bits == 8:
+        return weight.values
+    low, high = weight.values & 15, weight.values >> 4
+    return torch.stack((low, high), dim=-1).view(weight.shape).to(torch.int8)
