@@ -96,6 +96,7 @@ class Engine:
         self._scheduler = scheduler
         self._hands = hands
         self._filler = ThreadPoolExecutor(1, thread_name_prefix="masks")
+        self._busy = self._stepping = 0.0  # seconds: of the loop without its waiting, and of the steps in it
 
     def run(
         self, receive: Callable[[bool], list[wire.ToEngine]], send: Callable[[list[wire.FromEngine]], None]
@@ -103,7 +104,9 @@ class Engine:
         """Serve until a Stop message. Blocks in `receive` only when there is nothing to compute."""
         while True:
             answers: list[wire.FromEngine] = []
-            for message in receive(self._scheduler.idle):
+            messages = receive(self._scheduler.idle)
+            begun = time.perf_counter()
+            for message in messages:
                 if isinstance(message, wire.Stop):
                     return
                 answers += self._take(message)
@@ -112,13 +115,16 @@ class Engine:
             plan = self._scheduler.plan()
             if plan is not None:
                 send(self._execute(plan))
+            self._busy += time.perf_counter() - begun
 
     def _execute(self, plan: Plan) -> list[wire.FromEngine]:
+        begun = time.perf_counter()
         try:
             result = self._step(plan)
         except Exception as error:  # the step's requests end with the cause; the engine and its other requests go on
             traceback.print_exc()
             return [*self._scheduler.fail_all("engine_error", f"{type(error).__name__}: {error}")]
+        self._stepping += time.perf_counter() - begun
         return [*self._scheduler.commit(plan, result)]
 
     def _step(self, plan: Plan) -> Result:
@@ -149,7 +155,7 @@ class Engine:
                 self._scheduler.check()
             except AssertionError as error:
                 return {"fault": str(error)}
-        return self._scheduler.stats()
+        return {**self._scheduler.stats(), "busy_s": self._busy, "step_s": self._stepping}
 
 
 def limits_of(config: Config) -> Options:

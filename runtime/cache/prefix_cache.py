@@ -14,14 +14,37 @@ Knows: ids, page numbers, leases. Must not know: requests, steps, tensors.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from branchwork.runtime.cache.pages import PageAllocator
 from branchwork.runtime.cache.radix import Node, RadixTree
 
 RUN = 16  # tokens
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _timed(
+    verb: Callable[Concatenate[PrefixCache, P], T],
+) -> Callable[Concatenate[PrefixCache, P], T]:
+    """Count what a verb that walks the tree takes."""
+
+    @wraps(verb)
+    def counted(self: PrefixCache, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        begun = time.perf_counter()
+        try:
+            return verb(self, *args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+    return counted
 
 
 @dataclass(slots=True, eq=False)
@@ -52,10 +75,13 @@ class CacheStats:
 
 
 class PrefixCache:
-    """See the module's picture. Ids are array('i'), so that slices pack without a copy per token."""
+    """See the module's picture. Ids are array('i'), so that slices pack without a copy per token.
+
+    seconds: what walking, growing and evicting from the tree have taken so far."""
 
     def __init__(self, pages: int, page_size: int, eviction: str = "lru") -> None:
         self.page_size = page_size
+        self.seconds = 0.0
         self._pool = PageAllocator(pages)
         self._tree = RadixTree(page_size, eviction)
         self._leases: set[Lease] = set()
@@ -72,6 +98,7 @@ class PrefixCache:
 
     # --- the verbs
 
+    @_timed
     def lease(self, ids: array[int], limit: int) -> Lease:
         """Lock the longest run of whole pages in the tree that begins ids[:limit]."""
         node, pages = self._tree.walk(self._tree.root, ids[:limit].tobytes())
@@ -97,10 +124,14 @@ class PrefixCache:
         if short > 0:
             if short > self._tree.unlocked_pages:
                 return False
-            self._pool.free(self._tree.evict(short))
-            self._evicted += short
+            self._evict(short)
         lease.pages += self._pool.alloc(missing)
         return True
+
+    @_timed
+    def _evict(self, pages: int) -> None:
+        self._pool.free(self._tree.evict(pages))
+        self._evicted += pages
 
     def shrink(self, lease: Lease, upto: int) -> None:
         """Free the own pages that `extend(lease, upto)` would not have taken: what they hold is void."""
@@ -131,6 +162,7 @@ class PrefixCache:
             return 0
         return -(-upto // RUN) * RUN // self.page_size
 
+    @_timed
     def seal(self, lease: Lease, ids: array[int], upto: int) -> None:
         """Put the whole pages of ids[:upto] into the tree, where others can match them.
 
@@ -154,6 +186,7 @@ class PrefixCache:
             )
         lease.node, lease.sealed = node, full
 
+    @_timed
     def release(self, lease: Lease) -> None:
         """Unlock the path and free the own pages. The lease is dead afterwards; releasing it again is a KeyError."""
         self._leases.remove(lease)
@@ -163,10 +196,12 @@ class PrefixCache:
 
     # --- questions
 
+    @_timed
     def peek(self, ids: array[int], limit: int) -> int:
         """Tokens that lease(ids, limit) would match now. Changes nothing."""
         return self._tree.peek(ids[:limit].tobytes())
 
+    @_timed
     def diverges(self, ids: array[int]) -> int:
         """Index of the first id that is not in the tree, len(ids) when all are."""
         return self._tree.diverges(ids.tobytes())

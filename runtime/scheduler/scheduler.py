@@ -303,6 +303,7 @@ class Scheduler:
 
         computed_tokens: of prompts and answers, without guesses that did not come true. drafted_tokens,
         accepted_tokens: guesses, and those that came true; the same by source as drafted_lookup and so on.
+        tree_s: seconds spent in the tree.
         """
         pages = self._cache.stats()
         prompt = self._totals["prompt_tokens"]
@@ -325,6 +326,7 @@ class Scheduler:
             "pages_cached": pages.cached,
             "pages_evicted": pages.evicted,
             "leases": pages.leases,
+            "tree_s": self._cache.seconds,
         }
 
     def flush(self) -> int:
