@@ -64,28 +64,31 @@ typedef struct {
     int64_t rows, vocab;
 } Sampling;
 
-typedef struct { /* a product's weight [N, K] in panels: see native_product.c */
+enum { KIND_F32, KIND_BF16, KIND_INT8, KIND_INT4 };
+
+typedef struct { /* a product's weight [N, K] in panels of PANEL outputs: see native_product.c */
     const void *panels;
-    const float *bias; /* [N rounded up to PANEL], zeros without a bias */
-    int32_t inputs, outputs;
+    const float *bias;                /* [N rounded up to PANEL], zeros without one */
+    const uint16_t *scales, *offsets; /* float16 [panel][K / group][PANEL]; NULL where the kind or weight has none */
+    int32_t inputs, outputs, kind, group;
 } Product;
 
 typedef struct { /* one decoder layer; norms are float32, NULL where the family has none */
     const float *norm, *q_norm, *k_norm, *post_norm;
-    Product qkv, out, gate_up, down;
+    Product qkv, out, gate, up, down; /* gate and up are of one kind */
     int32_t window, unused;
 } Layer;
 
 typedef struct {
     const Layer *layers;
-    const void *embed; /* [V, C] */
-    const float *norm; /* [C] */
+    const Product *embed; /* [V, C] */
+    const float *norm;    /* [C] */
     void *const *pools; /* k and v of each layer */
     const int64_t *ids, *positions, *slots, *wanted;
     const float *cos, *sin; /* [angles, D/2] contiguous, by position */
     const int32_t *table, *cu, *len;
-    void *out; /* [L, C] contiguous */
-    int64_t page_stride, head_stride, table_stride, tokens, places, vocab, angles;
+    float *out; /* [L, C] contiguous */
+    int64_t page_stride, head_stride, table_stride, tokens, places, angles;
     int32_t count, width, ffn, heads, kv_heads, dim, page, pages, rows, columns; /* width: C */
     float eps, scale;
 } Stack;
@@ -139,6 +142,7 @@ INLINE void fetch(Ahead *a, int count) {
 }
 
 #include "native_dots.c"
+#include "native_crew.c"
 
 #if defined(__x86_64__)
 #define VW 16
@@ -216,6 +220,7 @@ DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int6
          (x, out, rows, stride, width, bf16))
 DISPATCH(sample, (const Sampling *a), (a))
 DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
+DISPATCH(logits, (const Product *w, const float *x, float *out, int64_t rows), (w, x, out, rows))
 DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 
 /* setuptools links for this symbol; the library is opened with ctypes and never imported. */

@@ -16,10 +16,10 @@ import torch  # noqa: F401  loaded first, so that the library binds to the OpenM
 ATTENTION = struct.Struct("@7P4q9ifi")
 ROTARY = struct.Struct("@10P7q4i")
 SAMPLING = struct.Struct("@8P2q")
-PRODUCT = struct.Struct("@2P2i")
-LAYER = struct.Struct("@4P")  # then four products, then WINDOW
+PRODUCT = struct.Struct("@4P4i")
+LAYER = struct.Struct("@4P")  # then five products, then WINDOW
 WINDOW = struct.Struct("@2i")
-STACK = struct.Struct("@14P7q10i2f")
+STACK = struct.Struct("@14P6q10i2f")
 
 _ERRORS: dict[int, type[Exception]] = {-1: IndexError, -2: ValueError, -3: MemoryError, -4: IndexError}
 _MESSAGES = {
@@ -51,6 +51,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "silu_mul": [pointer, pointer, wide, wide, wide, narrow],
         "sample": [ctypes.c_char_p],
         "stack": [ctypes.c_char_p, narrow],
+        "logits": [ctypes.c_char_p, pointer, pointer, wide],
         "product": [ctypes.c_char_p, pointer, pointer, wide, narrow],
         "vector_width": [narrow],
     }.items():

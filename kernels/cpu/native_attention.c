@@ -275,46 +275,67 @@ static int NAME(check_rows)(const Attention *a) {
     return 0;
 }
 
-/* Prefill tiles, the latest and so longest first, then the decode rows, whose order `sorted_rows` gave. */
-static int NAME(attention)(Attention *a, const int32_t *order, int decoding, int bf16) {
+typedef struct { /* 64 query vectors or fewer of one row, all of one KV head */
+    int32_t row, first, count;
+} NAME(Tile);
+
+typedef struct { /* what attention is divided into, for all layers of a step alike */
+    NAME(Tile) *tiles;
+    int32_t *order; /* decode rows, sorted */
+    int32_t tiled, decoding, slices; /* slices 0: all decode rows and KV heads are one task */
+    int64_t tasks;
+} NAME(Division);
+
+/* Prefill tiles, the latest and so longest first, then the decode rows. Valid until this thread divides again. */
+static int NAME(divide)(const Attention *a, int threads, NAME(Division) *d) {
     const int group = a->heads / a->kv_heads;
-    int tasks = 0, filled = 0;
-    int64_t work = 0, decode_work = 0;
+    int64_t tiles = 0, work = 0;
     for (int r = 0; r < a->rows; r++) {
-        int n = a->cu[r + 1] - a->cu[r];
-        int64_t cost = (int64_t)n * a->len[r] * a->heads * a->dim;
-        if (n != 1) tasks += (n * group + TILE - 1) / TILE;
-        *(n == 1 ? &decode_work : &work) += cost;
+        const int64_t n = a->cu[r + 1] - a->cu[r];
+        if (n != 1) tiles += (n * group + TILE - 1) / TILE;
+        if (n == 1) work += (int64_t)a->len[r] * a->heads * a->dim;
     }
-    struct { int32_t row, first, count; } *list = malloc(sizeof *list * (size_t)(tasks + 1));
-    if (!list) return NO_MEMORY;
+    char *memory = scratch_for(FOR_ORDER, sizeof(int32_t) * 2 * (size_t)a->rows + sizeof *d->tiles * (size_t)tiles);
+    if (!memory) return NO_MEMORY;
+    *d = (NAME(Division)){.order = (int32_t *)memory, .tiles = (NAME(Tile) *)((int32_t *)memory + 2 * a->rows)};
     for (int r = 0; r < a->rows; r++) {
-        int n = a->cu[r + 1] - a->cu[r], all = n * group;
-        if (n == 1) continue;
-        for (int first = (all - 1) / TILE * TILE; n > 0 && first >= 0; first -= TILE) {
-            list[filled].row = r;
-            list[filled].first = first;
-            list[filled++].count = MIN(TILE, all - first);
-        }
+        const int n = a->cu[r + 1] - a->cu[r], all = n * group;
+        for (int first = (all - 1) / TILE * TILE; n > 1 && first >= 0; first -= TILE)
+            d->tiles[d->tiled++] = (NAME(Tile)){r, first, MIN(TILE, all - first)};
     }
-    a->failed = 0;
-    (void)work; /* unused without OpenMP */
-    int (*attend)(Attention *, int, int, int, int) = bf16 ? NAME(attend_bf16) : NAME(attend_f32);
-#pragma omp parallel for schedule(dynamic, 1) if (work > 300000)
-    for (int i = 0; i < tasks * a->kv_heads; i++) {
-        int task = i / a->kv_heads;
-        int code = attend(a, list[task].row, i % a->kv_heads, list[task].first, list[task].count);
-        if (code) a->failed = code;
+    d->decoding = NAME(sorted_rows)(a, d->order);
+    if (threads > 1 && work > 300000) d->slices = MIN(d->decoding, (4 * threads + a->kv_heads - 1) / a->kv_heads);
+    d->tasks = (int64_t)d->tiled * a->kv_heads + (d->slices ? d->slices * a->kv_heads : d->decoding > 0);
+    return 0;
+}
+
+/* One task of a division; the same bits whoever runs it and however the rest is divided. */
+static int NAME(attend_task)(Attention *a, const NAME(Division) *d, int64_t task, int bf16) {
+    const int head = (int)(task % a->kv_heads);
+    if (task < (int64_t)d->tiled * a->kv_heads) {
+        const NAME(Tile) *tile = d->tiles + task / a->kv_heads;
+        return (bf16 ? NAME(attend_bf16) : NAME(attend_f32))(a, tile->row, head, tile->first, tile->count);
     }
-    free(list);
-    int code = NAME(decode)(a, order, decoding, decode_work, bf16);
-    return code ? code : a->failed;
+    if (!d->slices) return NAME(decode_part)(a, d->order, 0, d->decoding, 0, a->kv_heads, bf16);
+    const int64_t slice = task / a->kv_heads - d->tiled;
+    const int first = (int)(d->decoding * slice / d->slices), last = (int)(d->decoding * (slice + 1) / d->slices);
+    return NAME(decode_part)(a, d->order, first, last, head, head + 1, bf16);
 }
 
 static int NAME(paged_attention)(const Attention *call, int bf16) {
     Attention a = *call;
+    NAME(Division) d;
     int code = NAME(check_rows)(&a);
+    if (!code) code = NAME(divide)(&a, thread_count(), &d);
     if (code) return code;
-    int32_t *order = scratch_for(FOR_ORDER, sizeof(int32_t) * 2 * (size_t)a.rows + 4);
-    return order ? NAME(attention)(&a, order, NAME(sorted_rows)(&a, order), bf16) : NO_MEMORY;
+    int64_t work = 0; /* multiplications */
+    for (int r = 0; r < a.rows; r++) work += (int64_t)(a.cu[r + 1] - a.cu[r]) * a.len[r] * a.heads * a.dim;
+    (void)work; /* unused without OpenMP */
+    a.failed = 0;
+#pragma omp parallel for schedule(dynamic, 1) if (work > 300000 && d.tasks > 1)
+    for (int64_t i = 0; i < d.tasks; i++) {
+        int failed = NAME(attend_task)(&a, &d, i, bf16);
+        if (failed) a.failed = failed;
+    }
+    return a.failed;
 }

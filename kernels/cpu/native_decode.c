@@ -206,22 +206,6 @@ static int NAME(decode_part)(Attention *a, const int32_t *order, int first, int 
     return 0;
 }
 
-/* Rows order[0 .. count): one part for one thread, or slices of rows and single KV heads for several. */
-static int NAME(decode)(Attention *a, const int32_t *order, int count, int64_t work, int bf16) {
-    const int threads = work > 300000 ? thread_count() : 1;
-    if (count == 0) return 0;
-    if (threads == 1) return NAME(decode_part)(a, order, 0, count, 0, a->kv_heads, bf16);
-    const int slices = MIN(count, (4 * threads + a->kv_heads - 1) / a->kv_heads);
-    int failed = 0;
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int i = 0; i < slices * a->kv_heads; i++) {
-        const int slice = i / a->kv_heads, head = i % a->kv_heads;
-        const int first = (int)((int64_t)count * slice / slices), last = (int)((int64_t)count * (slice + 1) / slices);
-        if (NAME(decode_part)(a, order, first, last, head, head + 1, bf16)) failed = NO_MEMORY;
-    }
-    return failed;
-}
-
 static int NAME(by_pages)(const Attention *a, int one, int other) {
     const int pages[2] = {(a->len[one] + a->page - 1) / a->page, (a->len[other] + a->page - 1) / a->page};
     const int found = memcmp(a->table + one * a->table_stride, a->table + other * a->table_stride,

@@ -8,6 +8,7 @@
 #include "native_fused.c"
 #include "native_sample.c"
 #include "native_product.c"
+#include "native_rows.c"
 #include "native_stack.c"
 #undef vf
 #undef vi
