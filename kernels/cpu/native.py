@@ -16,7 +16,8 @@ import torch  # noqa: F401  loaded first, so that the library binds to the OpenM
 ATTENTION = struct.Struct("@7P4q9ifi")
 ROTARY = struct.Struct("@10P7q4i")
 SAMPLING = struct.Struct("@8P2q")
-PRODUCT = struct.Struct("@2P2i")
+PRODUCT = struct.Struct("@4P4i")
+PACKING = struct.Struct("@6P4i")
 LAYER = struct.Struct("@4P")  # then four products, then WINDOW
 WINDOW = struct.Struct("@2i")
 STACK = struct.Struct("@14P7q10i2f")
@@ -52,6 +53,9 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "sample": [ctypes.c_char_p],
         "stack": [ctypes.c_char_p, narrow],
         "product": [ctypes.c_char_p, pointer, pointer, wide, narrow],
+        "linear": [ctypes.c_char_p, pointer, pointer, wide, narrow],
+        "weight_rows": [ctypes.c_char_p, pointer, pointer, wide],
+        "pack": [ctypes.c_char_p],
         "vector_width": [narrow],
     }.items():
         function = getattr(library, f"bw_{name}")

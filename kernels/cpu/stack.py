@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from branchwork.kernels.cpu import native
+from branchwork.kernels.cpu import native, product
 from branchwork.kernels.reference.stack import Affine, LayerParts, StackParts
 
 available = native.available
@@ -36,7 +35,7 @@ class NativeStack:
     """Packed weights and their addresses."""
 
     def __init__(self, parts: StackParts) -> None:
-        self._held: list[Tensor] = []  # what the addresses below point to
+        self._held: list[Tensor | product.Packed] = []  # what the addresses below point to
         self._element = _ELEMENTS[parts.embed.dtype]
         self._dtype = parts.embed.dtype
         self._sizes = (parts.layers, parts.embed.shape[1], parts.ffn, parts.heads, parts.kv_heads, parts.dim)
@@ -131,19 +130,15 @@ class NativeStack:
 
     def _numbers(self, values: Tensor) -> int:
         """Address of a copy of the values as float32."""
-        self._held.append(values.float().contiguous().clone())
-        return self._held[-1].data_ptr()
+        kept = values.float().contiguous().clone()
+        self._held.append(kept)
+        return kept.data_ptr()
 
     def _product(self, affine: Affine) -> bytes:
         """A weight [N, K] as panels of outputs: see native_product.c."""
-        outputs, inputs = affine.weight.shape
-        lacking = -outputs % _PANEL
-        together = 1 + self._element  # inputs of one output that lie side by side
-        padded = F.pad(affine.weight, (0, 0, 0, lacking))
-        panels = padded.view(-1, _PANEL, inputs // together, together).transpose(1, 2).contiguous()
-        self._held.append(panels)
-        bias = torch.zeros(outputs) if affine.bias is None else affine.bias
-        return native.PRODUCT.pack(panels.data_ptr(), self._numbers(F.pad(bias, (0, lacking))), inputs, outputs)
+        packed = product.pack(affine.weight, affine.bias)
+        self._held.append(packed)
+        return packed.struct
 
 
 def _check(dtype: torch.dtype, *pairs: tuple[Tensor, tuple[int, ...]]) -> None:
