@@ -27,7 +27,8 @@
 
 enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3, BAD_ID = -4 };
 enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
-enum { PANEL = 32, CHUNK = 64 }; /* columns of a packed weight's panel; tokens that go through a layer's products together */
+enum { PANEL = 32, CHUNK = 64 }; /* outputs of a packed weight's panel; rows that go through a layer's products together */
+enum { STRIP = 12 };            /* rows whose prepared inputs lie interleaved: those of one pass over a panel */
 
 typedef struct {
     const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D] with page and head strides */
@@ -64,14 +65,22 @@ typedef struct {
     int64_t rows, vocab;
 } Sampling;
 
-enum { KIND_F32, KIND_BF16, KIND_INT8, KIND_INT4 };
+enum { KIND_F32, KIND_BF16, KIND_INT8, KIND_INT4 }; /* of a packed weight's numbers */
 
-typedef struct { /* a product's weight [N, K] in panels of PANEL outputs: see native_product.c */
+typedef struct { /* a product's weight [N, K] in panels: see native_product.c */
     const void *panels;
-    const float *bias;                /* [N rounded up to PANEL], zeros without one */
-    const uint16_t *scales, *offsets; /* float16 [panel][K / group][PANEL]; NULL where the kind or weight has none */
+    const float *bias;               /* [N rounded up to PANEL], zeros without a bias */
+    const uint16_t *scales, *offsets; /* float16 [panel][K / group][PANEL]; NULL where the kind or the weight has none */
     int32_t inputs, outputs, kind, group;
 } Product;
+
+typedef struct { /* a weight that becomes a Product: rows contiguous, as it lies in a tensor or a mapped file */
+    const void *values;
+    const uint16_t *scales, *offsets; /* float16 [N, K / group] or NULL */
+    void *panels;
+    uint16_t *packed_scales, *packed_offsets;
+    int32_t inputs, outputs, kind, group;
+} Packing;
 
 typedef struct { /* one decoder layer; norms are float32, NULL where the family has none */
     const float *norm, *q_norm, *k_norm, *post_norm;
@@ -92,6 +101,15 @@ typedef struct {
     int32_t count, width, ffn, heads, kv_heads, dim, page, pages, rows, columns; /* width: C */
     float eps, scale;
 } Stack;
+
+/* Keeps the compiler from fusing what computed x with what uses it: such a result would depend on the instruction set. */
+#if defined(__aarch64__)
+#define APART(x) __asm__("" : "+w"(x))
+#elif defined(__x86_64__)
+#define APART(x) __asm__("" : "+v"(x))
+#else
+#define APART(x) __asm__("" : "+m"(x))
+#endif
 
 /* Buffers of this thread, kept between calls: fresh large allocations would cost a page fault per 4 KiB each step. */
 enum { FOR_KERNEL, FOR_STEP, FOR_CHUNK, FOR_DECODE, FOR_ORDER, SCRATCHES };
@@ -141,6 +159,7 @@ INLINE void fetch(Ahead *a, int count) {
     }
 }
 
+static int dots; /* whether vectors of 16 floats are in use and pair products are there */
 #include "native_dots.c"
 #include "native_crew.c"
 
@@ -222,6 +241,9 @@ DISPATCH(sample, (const Sampling *a), (a))
 DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
 DISPATCH(logits, (const Product *w, const float *x, float *out, int64_t rows), (w, x, out, rows))
 DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
+DISPATCH(linear, (const Product *w, const void *x, void *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
+DISPATCH(weight_rows, (const Product *w, const int64_t *ids, float *out, int64_t rows), (w, ids, out, rows))
+DISPATCH(pack, (const Packing *a), (a))
 
 /* setuptools links for this symbol; the library is opened with ctypes and never imported. */
 EXPORT void *PyInit__native(void) { return NULL; }

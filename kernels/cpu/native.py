@@ -17,6 +17,7 @@ ATTENTION = struct.Struct("@7P4q9ifi")
 ROTARY = struct.Struct("@10P7q4i")
 SAMPLING = struct.Struct("@8P2q")
 PRODUCT = struct.Struct("@4P4i")
+PACKING = struct.Struct("@6P4i")
 LAYER = struct.Struct("@4P")  # then five products, then WINDOW
 WINDOW = struct.Struct("@2i")
 STACK = struct.Struct("@14P6q10i2f")
@@ -53,6 +54,9 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "stack": [ctypes.c_char_p, narrow],
         "logits": [ctypes.c_char_p, pointer, pointer, wide],
         "product": [ctypes.c_char_p, pointer, pointer, wide, narrow],
+        "linear": [ctypes.c_char_p, pointer, pointer, wide, narrow],
+        "weight_rows": [ctypes.c_char_p, pointer, pointer, wide],
+        "pack": [ctypes.c_char_p],
         "vector_width": [narrow],
     }.items():
         function = getattr(library, f"bw_{name}")

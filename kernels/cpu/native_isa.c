@@ -7,6 +7,8 @@
 #include "native_attention.c"
 #include "native_fused.c"
 #include "native_sample.c"
+#include "native_pack.c"
+#include "native_int.c"
 #include "native_product.c"
 #include "native_rows.c"
 #include "native_stack.c"
