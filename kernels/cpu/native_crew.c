@@ -14,7 +14,18 @@
 #define give_way() sched_yield()
 #endif
 
-enum { PATIENCE = 1000 }; /* looks at `done` before a waiting thread offers its core to others */
+enum {
+    PATIENCE = 1000,         /* looks at `done` before a waiting thread offers its core to others */
+    SPAN = 256,              /* tokens that go through a product together: the results of more would leave the caches */
+    TASK_BYTES = 256 * 1024, /* of a weight to one task: with its results it stays in a core's second cache */
+    TASKS = 4,               /* of a phase to a thread, or more */
+    ROOM = 1 << 16,          /* floats of a thread's own */
+    SMALL_STEP = 12 << 20    /* multiplications that are done before a second thread has woken up */
+};
+
+typedef struct { /* a product's tasks: panels [i * panels ..) of rows [j * rows ..), j running faster */
+    int panels, rows, across, down;
+} Split;
 
 typedef struct {
     _Alignas(64) int64_t next;

@@ -6,18 +6,6 @@
  * values are of the element type. Past the last attention only the wanted places go on. Tokens go through the products in
  * spans, none of which depends on another.
  */
-enum {
-    SPAN = 256,              /* tokens that go through a product together: the results of more would leave the caches */
-    TASK_BYTES = 256 * 1024, /* of a weight to one task: with its results it stays in a core's second cache */
-    TASKS = 4,               /* of a phase to a thread, or more */
-    ROOM = 1 << 16,          /* floats of a thread's own */
-    SMALL_STEP = 12 << 20    /* multiplications that are done before a second thread has woken up */
-};
-
-typedef struct { /* a product's tasks: panels [i * panels ..) of rows [j * rows ..), j running faster */
-    int panels, rows, across, down;
-} NAME(Split);
-
 typedef struct {
     const Stack *a;
     Crew *crew;
@@ -39,13 +27,13 @@ typedef struct { /* a phase: of layer l, the `count` tokens or places from `firs
     const float *norm;
     const Product *product;
     int64_t first, count, group; /* group: rows to a task of the phases that have no product */
-    NAME(Split) split;
+    Split split;
     int l, last, unused;
 } NAME(Part);
 
 static int NAME(padded)(int n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
-static NAME(Split) NAME(split)(const Product *w, int64_t rows, int beside, int threads) {
+static Split NAME(split)(const Product *w, int64_t rows, int beside, int threads) {
     static const float bytes_of[] = {4, 2, 1.125f, 0.625f};
     const int panels = NAME(padded)(w->outputs) / PANEL;
     const int64_t bytes = (int64_t)(bytes_of[w->kind] * PANEL * (float)w->inputs) * beside;
@@ -60,7 +48,7 @@ static NAME(Split) NAME(split)(const Product *w, int64_t rows, int beside, int t
         }
     }
     per = MIN(per, panels);
-    return (NAME(Split)){per, most, (panels + per - 1) / per, (int)((rows + most - 1) / most)};
+    return (Split){per, most, (panels + per - 1) / per, (int)((rows + most - 1) / most)};
 }
 
 INLINE float *NAME(room_of)(const NAME(Step) *s, int thread) { return (float *)(s->rooms + s->room * (size_t)thread); }
@@ -91,7 +79,7 @@ static void NAME(norm_task)(const void *context, int64_t i, int thread) {
 static void NAME(product_task)(const void *context, int64_t i, int thread) {
     const NAME(Part) *p = context;
     const NAME(Step) *s = p->s;
-    const NAME(Split) *split = &p->split;
+    const Split *split = &p->split;
     const int panels = NAME(padded)(p->product->outputs) / PANEL, onto = p->product != &p->layer->qkv;
     const int first = (int)(i / split->down) * split->panels;
     const int64_t row = i % split->down * split->rows;
@@ -157,7 +145,7 @@ static void NAME(mixed_task)(const void *context, int64_t i, int thread) {
 static void NAME(gate_task)(const void *context, int64_t i, int thread) {
     const NAME(Part) *p = context;
     const NAME(Step) *s = p->s;
-    const NAME(Split) *split = &p->split;
+    const Split *split = &p->split;
     const int panels = NAME(padded)(s->a->ffn) / PANEL, first = (int)(i / split->down) * split->panels;
     const int last = MIN(panels, first + split->panels), wide = (last - first) * PANEL;
     const int64_t from = i % split->down * split->rows, to = MIN(p->count, from + split->rows);
@@ -326,7 +314,7 @@ typedef struct {
     float *out;
     char *inputs;
     int64_t rows;
-    NAME(Split) split;
+    Split split;
 } NAME(Logits);
 
 static void NAME(hidden_task)(const void *context, int64_t i, int thread) {
