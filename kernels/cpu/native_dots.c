@@ -18,6 +18,8 @@ __attribute__((target("avx512f,avx512bf16"), always_inline)) static inline void 
     for (int k = 0; k < pairs; k++) {
         __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + k * PANEL);
         __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + k * PANEL + 16);
+        _mm_prefetch((const char *)(panel + k * PANEL) + FAR, _MM_HINT_T1);
+        _mm_prefetch((const char *)(panel + k * PANEL) + FAR + 64, _MM_HINT_T1);
         for (int r = 0; r < rows; r++) {
             __m512bh pair = (__m512bh)_mm512_set1_epi32((int)x[k * step + r]);
             a[r][0] = _mm512_dpbf16_ps(a[r][0], pair, w0);

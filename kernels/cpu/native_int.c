@@ -10,7 +10,7 @@ INLINE void NAME(int_block)(const uint32_t *x, int step, const uint32_t *panel, 
                             const uint16_t *offsets, const float *bias, float *out, int64_t out_stride, int first, int blocks,
                             int group, int start, const int rows, const int four) {
     const int words = four ? 4 : 8;
-    for (int b = 0; b < blocks; b++, x += NAME(words_of_block) * step, panel += words * PANEL) {
+    for (int b = 0; b < blocks; b++, x += (8 + FACTS) * step, panel += words * PANEL) {
         const int64_t g = (int64_t)(first + b) * BLOCK / group * PANEL;
         vf dot[4][2];
         for (int r = 0; r < rows; r++) {

@@ -10,7 +10,6 @@
  * A word of nibbles has inputs 0, 2, 4, 6 in the low and 1, 3, 5, 7 in the high halves of its bytes; the inputs' words
  * follow: first those of the even, then those of the odd ones.
  */
-enum { NAME(words_of_block) = 11 };
 
 /* Words of 32 bits that one row of a weight of this kind takes. */
 INLINE int NAME(words)(int kind, int inputs) {
@@ -19,7 +18,7 @@ INLINE int NAME(words)(int kind, int inputs) {
 
 /* Words of 32 bits that one prepared row of inputs takes; without pair products bfloat16 is widened. */
 INLINE int NAME(input_words)(int kind, int inputs) {
-    if (kind >= KIND_INT8) return inputs / BLOCK * NAME(words_of_block);
+    if (kind >= KIND_INT8) return inputs / BLOCK * (8 + FACTS);
     return kind == KIND_F32 ? inputs : VW == 16 && dots ? (inputs + 1) / 2 : (inputs + 1) / 2 * 2;
 }
 
@@ -37,7 +36,7 @@ INLINE int NAME(strip)(int64_t rows, int64_t r, int64_t *first) {
 
 /* One row of inputs in blocks of int8, and what belongs to each block, to every `step`-th word from `to` on. */
 static void NAME(put_integers)(int kind, int inputs, uint32_t *to, int step, const float *x) {
-    for (int block = 0; block < inputs / BLOCK; block++, x += BLOCK, to += NAME(words_of_block) * step) {
+    for (int block = 0; block < inputs / BLOCK; block++, x += BLOCK, to += (8 + FACTS) * step) {
         vf most = {0}, odd = {0};
         for (int i = 0; i < BLOCK; i += VW) {
             vf value = *(const vf *)(x + i);
