@@ -28,7 +28,8 @@
 enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3, BAD_ID = -4 };
 enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
 enum { PANEL = 32, CHUNK = 64 }; /* outputs of a packed weight's panel; rows that go through a layer's products together */
-enum { STRIP = 12, FACTS = 3 }; /* rows whose prepared inputs lie interleaved; words that belong to a row's block of integers */
+enum { STRIP = 12 };            /* rows whose prepared inputs lie together: those of one pass over a panel */
+enum { ROW_WORDS = 11 };        /* of a row's block of integers: 8 of inputs and 3 more, see native_pack.c */
 enum { FAR = 4096 };            /* bytes ahead that weights are fetched, so that they arrive while many rows compute */
 
 typedef struct {

@@ -8,7 +8,7 @@ static int has_bytes(void) { return __builtin_cpu_supports("avx512vnni"); }
 #define BYTES __attribute__((target("avx512f,avx512bw,avx512vnni"), always_inline)) static inline
 
 /* Dots of `rows` rows with the 32 outputs of one block. */
-BYTES void bytes_dots(const uint32_t *x, int step, const uint32_t *panel, __m512i dot[6][2], const int rows, const int four) {
+BYTES void bytes_dots(const uint32_t *x, const uint32_t *panel, __m512i dot[6][2], const int rows, const int four) {
     const __m512i low = _mm512_set1_epi8(15);
     for (int word = 0; word < 8; word += 2) {
         __m512i w[2][2]; /* [word][half of the panel] */
@@ -22,7 +22,7 @@ BYTES void bytes_dots(const uint32_t *x, int step, const uint32_t *panel, __m512
         }
         for (int odd = 0; odd < 2; odd++)
             for (int r = 0; r < rows; r++) {
-                const __m512i four_inputs = _mm512_set1_epi32((int)x[(word + odd) * step + r]);
+                const __m512i four_inputs = _mm512_set1_epi32((int)x[r * ROW_WORDS + word + odd]);
                 dot[r][0] = _mm512_dpbusd_epi32(dot[r][0], w[odd][0], four_inputs);
                 dot[r][1] = _mm512_dpbusd_epi32(dot[r][1], w[odd][1], four_inputs);
             }
@@ -43,15 +43,15 @@ BYTES void bytes_block(const uint32_t *x, int step, const uint32_t *panel, const
         }
     const int per_group = group / BLOCK;
     int64_t g = (int64_t)(first / per_group) * PANEL;
-    for (int b = 0, inside = first % per_group; b < blocks; b++, x += (8 + FACTS) * step, panel += (four ? 4 : 8) * PANEL) {
+    for (int b = 0, inside = first % per_group; b < blocks; b++, x += ROW_WORDS * step, panel += (four ? 4 : 8) * PANEL) {
         __m512i dot[6][2];
         for (int r = 0; r < rows; r++)
-            dot[r][0] = dot[r][1] = four && shifted ? _mm512_setzero_si512() : _mm512_set1_epi32((int)x[9 * step + r]);
-        bytes_dots(x, step, panel, dot, rows, four);
+            dot[r][0] = dot[r][1] = four && shifted ? _mm512_setzero_si512() : _mm512_set1_epi32((int)x[r * ROW_WORDS + 9]);
+        bytes_dots(x, panel, dot, rows, four);
         for (int i = 0; i < 2; i++) {
             const __m512 scale = bytes_halves(scales + g + 16 * i);
             for (int r = 0; r < rows; r++) {
-                const __m512 factor = _mm512_mul_ps(scale, _mm512_castsi512_ps(_mm512_set1_epi32((int)x[8 * step + r])));
+                const __m512 factor = _mm512_mul_ps(scale, _mm512_castsi512_ps(_mm512_set1_epi32((int)x[r * ROW_WORDS + 8])));
                 __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[r][i]), factor);
                 APART(part);
                 sum[r][i] = _mm512_add_ps(sum[r][i], part);
@@ -59,7 +59,7 @@ BYTES void bytes_block(const uint32_t *x, int step, const uint32_t *panel, const
             if (!shifted) continue;
             const __m512 offset = bytes_halves(offsets + g + 16 * i);
             for (int r = 0; r < rows; r++) {
-                __m512 part = _mm512_mul_ps(offset, _mm512_castsi512_ps(_mm512_set1_epi32((int)x[10 * step + r])));
+                __m512 part = _mm512_mul_ps(offset, _mm512_castsi512_ps(_mm512_set1_epi32((int)x[r * ROW_WORDS + 10])));
                 APART(part);
                 sum[r][i] = _mm512_add_ps(sum[r][i], part);
             }
@@ -76,7 +76,7 @@ BYTES void bytes_block(const uint32_t *x, int step, const uint32_t *panel, const
         const float *bias, float *out, int64_t out_stride, int first, int blocks, int group, int start, int rows) {         \
         for (int r = 0; r < rows;) {                                                                                        \
             const int left = rows - r, count = left <= 6 ? left : left / 2;                                                 \
-            const uint32_t *from = x + r;                                                                                   \
+            const uint32_t *from = x + r * ROW_WORDS;                                                                                   \
             float *to = out + r * out_stride;                                                                               \
             if (count == 6) BYTES_ROWS(6, four, shifted);                                                                   \
             if (count == 5) BYTES_ROWS(5, four, shifted);                                                                   \
