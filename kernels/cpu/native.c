@@ -28,7 +28,9 @@
 enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3, BAD_ID = -4 };
 enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
 enum { PANEL = 32, CHUNK = 64 }; /* outputs of a packed weight's panel; rows that go through a layer's products together */
-enum { STRIP = 12 };            /* rows whose prepared inputs lie interleaved: those of one pass over a panel */
+enum { STRIP = 12 };            /* rows whose prepared inputs lie together: those of one pass over a panel */
+enum { ROW_WORDS = 11 };        /* of a row's block of integers: 8 of inputs and 3 more, see native_pack.c */
+enum { FAR = 4096 };            /* bytes ahead that weights are fetched, so that they arrive while many rows compute */
 
 typedef struct {
     const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D] with page and head strides */
@@ -159,9 +161,10 @@ INLINE void fetch(Ahead *a, int count) {
     }
 }
 
-static int dots; /* whether vectors of 16 floats are in use and pair products are there */
+static int dots, bytes; /* whether vectors of 16 floats are in use and products of bfloat16 pairs, of bytes are there */
 #include "native_dots.c"
 #include "native_crew.c"
+#include "native_vnni.c"
 
 #if defined(__x86_64__)
 #define VW 16
@@ -212,6 +215,7 @@ EXPORT int bw_vector_width(int want) {
     int best = widest();
     chosen = want == 0 || want > best ? best : want >= 16 ? 16 : want >= 8 ? 8 : 4;
     dots = chosen == 16 && has_dots();
+    bytes = chosen == 16 && has_bytes();
     return chosen;
 }
 
