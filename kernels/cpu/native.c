@@ -27,16 +27,18 @@
 
 enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3, BAD_ID = -4 };
 enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
+#define LOG2_E 1.44269504088896341f
 enum { PANEL = 32, CHUNK = 64 }; /* columns of a packed weight's panel; tokens that go through a layer's products together */
+enum { AS_F32, AS_BF16, AS_INT8 }; /* what a KV pool holds */
 
 typedef struct {
-    const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D] with page and head strides */
+    const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D (+ 8)] with page and head strides */
     void *out;             /* [T, H, D] contiguous */
     const int32_t *table, *cu, *len;
     int64_t q_stride, page_stride, head_stride, table_stride;
     int32_t rows, heads, kv_heads, dim, page, pages, window, columns, tokens; /* columns of the page table; T */
     float scale;
-    int32_t failed;
+    int32_t failed, kv8; /* kv8: pools of int8, rows as in native_kv.c */
 } Attention;
 
 typedef struct { /* where the prefetching of a block's rows stands */
@@ -51,7 +53,7 @@ typedef struct {
     void *k_pool, *v_pool;
     const int64_t *slots;
     int64_t tokens, q_stride, k_stride, v_stride, page_stride, head_stride, pages;
-    int32_t heads, kv_heads, dim, page;
+    int32_t heads, kv_heads, dim, page, kv8;
 } Rotary;
 
 typedef struct {
@@ -139,6 +141,7 @@ INLINE void fetch(Ahead *a, int count) {
 }
 
 #include "native_dots.c"
+#include "native_pairs.c"
 
 #if defined(__x86_64__)
 #define VW 16

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch  # noqa: F401  loaded first, so that the library binds to the OpenMP pool torch already runs
 
 # The C structs of native.c, packed by `struct` (a ctypes.Structure costs microseconds to fill).
-ATTENTION = struct.Struct("@7P4q9ifi")
-ROTARY = struct.Struct("@10P7q4i")
+ATTENTION = struct.Struct("@7P4q9if2i")
+ROTARY = struct.Struct("@10P7q5i")
 SAMPLING = struct.Struct("@8P2q")
 PRODUCT = struct.Struct("@2P2i")
 LAYER = struct.Struct("@4P")  # then four products, then WINDOW
