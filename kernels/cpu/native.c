@@ -90,6 +90,7 @@ typedef struct {
     int64_t page_stride, head_stride, table_stride, tokens, places, vocab, angles;
     int32_t count, width, ffn, heads, kv_heads, dim, page, pages, rows, columns; /* width: C */
     float eps, scale;
+    int32_t kv8; /* pools of int8 */
 } Stack;
 
 /* Buffers of this thread, kept between calls: fresh large allocations would cost a page fault per 4 KiB each step. */

@@ -19,7 +19,7 @@ SAMPLING = struct.Struct("@8P2q")
 PRODUCT = struct.Struct("@2P2i")
 LAYER = struct.Struct("@4P")  # then four products, then WINDOW
 WINDOW = struct.Struct("@2i")
-STACK = struct.Struct("@14P7q10i2f")
+STACK = struct.Struct("@14P7q10i2fi")
 
 _ERRORS: dict[int, type[Exception]] = {-1: IndexError, -2: ValueError, -3: MemoryError, -4: IndexError}
 _MESSAGES = {

@@ -139,13 +139,26 @@ PAIRS static void pairs_attend(const Block *b, const Queries *g, int count, Ahea
 #undef SOME
 }
 
+/* Elements d .. d + 31 of a row of dim bfloat16s, zeros beyond it; and the reverse. Masked moves are for tails: they cost
+ * ten times as much as whole ones. */
+PAIRS_INLINE __m512i pairs_row(const void *row, int d, int dim) {
+    if (dim - d >= 32) return _mm512_loadu_si512((const uint16_t *)row + d);
+    return _mm512_maskz_loadu_epi16((1u << (dim - d)) - 1, (const uint16_t *)row + d);
+}
+
+PAIRS_INLINE void pairs_put(void *row, int d, int dim, __m512i x) {
+    if (dim - d >= 32)
+        _mm512_storeu_si512((uint16_t *)row + d, x);
+    else
+        _mm512_mask_storeu_epi16((uint16_t *)row + d, (1u << (dim - d)) - 1, x);
+}
+
 /* values[t/2] from the rows v[t], v[t + 1] of D bfloat16s, for t in [from, to). The next block's rows are fetched. */
 PAIRS static void pairs_zip(const char *const *v, int from, int to, int dim, int padded, uint32_t *values, Ahead *next) {
     for (int t = from & ~1; t < to; t += 2) {
         fetch(next, 2 * ((2 * dim + 63) / 64));
         for (int d = 0; d < dim; d += 32) {
-            const __mmask32 there = dim - d >= 32 ? 0xffffffffu : (1u << (dim - d)) - 1;
-            const __m512i a = _mm512_maskz_loadu_epi16(there, v[t] + 2 * d), b = _mm512_maskz_loadu_epi16(there, v[t + 1] + 2 * d);
+            const __m512i a = pairs_row(v[t], d, dim), b = pairs_row(v[t + 1], d, dim);
             _mm512_storeu_si512(values + t / 2 * padded + d, _mm512_unpacklo_epi16(a, b));
             _mm512_storeu_si512(values + t / 2 * padded + d + 16, _mm512_unpackhi_epi16(a, b));
         }
@@ -160,18 +173,18 @@ PAIRS static void pairs_write(const float *acc, float factor, int dim, void *out
         const __m512 a = _mm512_mul_ps(_mm512_loadu_ps(acc + d), _mm512_set1_ps(factor));
         const __m512 b = _mm512_mul_ps(_mm512_loadu_ps(acc + d + 16), _mm512_set1_ps(factor));
         const __m512bh row = _mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(a, second, b), _mm512_permutex2var_ps(a, first, b));
-        _mm512_mask_storeu_epi16((uint16_t *)out + d, dim - d >= 32 ? 0xffffffffu : (1u << (dim - d)) - 1, (__m512i)row);
+        pairs_put(out, d, dim, (__m512i)row);
     }
 }
 
 /* The integers of int8 rows as bfloat16s, which hold each of them exactly. */
 PAIRS static void pairs_widen(const int8_t *row, int dim, uint16_t *out) {
     for (int d = 0; d < dim; d += 32) {
-        const __mmask32 there = dim - d >= 32 ? 0xffffffffu : (1u << (dim - d)) - 1;
-        const __m256i x = _mm256_maskz_loadu_epi8(there, row + d);
+        const __m256i x = dim - d >= 32 ? _mm256_loadu_si256((const void *)(row + d))
+                                        : _mm256_maskz_loadu_epi8((1u << (dim - d)) - 1, row + d);
         const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(x)));
         const __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(x, 1)));
-        _mm512_mask_storeu_epi16(out + d, there, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        pairs_put(out, d, dim, (__m512i)_mm512_cvtne2ps_pbh(b, a));
     }
 }
 #undef PAIRS

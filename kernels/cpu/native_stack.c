@@ -36,12 +36,6 @@ INLINE void NAME(turn_head)(const float *x, const float *cos, const float *sin, 
     }
 }
 
-INLINE void NAME(narrow)(const float *x, void *out, int width, const int bf16) {
-    int i = 0;
-    for (; i + VW <= width; i += VW) NAME(store)(out, i, *(const vf *)(x + i), bf16);
-    for (; i < width; i++) NAME(store1)(out, i, x[i], bf16);
-}
-
 INLINE void NAME(gate)(const float *gate, const float *up, void *out, int width, const int bf16) {
     int i = 0;
     for (; i + VW <= width; i += VW) {
@@ -84,21 +78,25 @@ INLINE int NAME(before)(const Stack *a, int l, const float *residual, char *q, i
     for (int i = 0; i < count; i++) {
         const int64_t t = first + i, slot = a->slots[t];
         const float *cos = a->cos + a->positions[t] * half, *sin = a->sin + a->positions[t] * half;
-        float *from = room.y + (int64_t)i * stride, normed[1024];
+        float *from = room.y + (int64_t)i * stride, normed[1024], turned[1024];
+        const int how = a->kv8 ? AS_INT8 : bf16 ? AS_BF16 : AS_F32;
+        const int64_t step = a->head_stride * NAME(cell)(a->kv8, bf16);
+        const int64_t at = NAME(slot)(slot, a->page, a->page_stride, D, a->kv8, bf16);
         for (int h = 0; h < a->heads + a->kv_heads; h++) {
             const float *weight = h < a->heads ? layer->q_norm : layer->k_norm, *x = from + h * D;
-            char *to = h < a->heads ? q + (t * a->heads + h) * head
-                                    : (char *)a->pools[2 * l] + (slot / a->page * a->page_stride + slot % a->page * D +
-                                                                 (h - a->heads) * a->head_stride) * element;
             if (weight) {
                 NAME(norm_row)(x, weight, normed, D, a->eps, 0);
                 x = normed;
             }
-            NAME(turn_head)(x, cos, sin, to, half, bf16);
+            if (h < a->heads) {
+                NAME(turn_head)(x, cos, sin, q + (t * a->heads + h) * head, half, bf16);
+            } else {
+                NAME(turn_head)(x, cos, sin, turned, half, 0);
+                NAME(put_kv)(turned, (char *)a->pools[2 * l] + at + (h - a->heads) * step, D, how);
+            }
         }
-        char *to = (char *)a->pools[2 * l + 1] + (slot / a->page * a->page_stride + slot % a->page * D) * element;
-        for (int h = 0; h < a->kv_heads; h++, to += a->head_stride * element)
-            NAME(narrow)(from + (a->heads + a->kv_heads + h) * D, to, D, bf16);
+        for (int h = 0; h < a->kv_heads; h++)
+            NAME(put_kv)(from + (a->heads + a->kv_heads + h) * D, (char *)a->pools[2 * l + 1] + at + h * step, D, how);
     }
     return 0;
 }
@@ -154,7 +152,7 @@ static int NAME(stack)(const Stack *a, int bf16) {
                            .q_stride = (int64_t)a->heads * a->dim, .page_stride = a->page_stride, .head_stride = a->head_stride,
                            .table_stride = a->table_stride, .rows = a->rows, .heads = a->heads, .kv_heads = a->kv_heads,
                            .dim = a->dim, .page = a->page, .pages = a->pages, .columns = a->columns, .tokens = (int)a->tokens,
-                           .scale = a->scale};
+                           .scale = a->scale, .kv8 = a->kv8};
     failed = NAME(check_rows)(&attention);
     int32_t *order = scratch_for(FOR_ORDER, sizeof(int32_t) * 2 * (size_t)a->rows + 4);
     if (!order) failed = NO_MEMORY;
