@@ -40,41 +40,8 @@ __attribute__((target("avx512f,avx512bf16"))) static void dots_panel(const uint3
 #undef ROWS
     }
 }
-
-/* s[u][t] = scale * q[u] . k[t] for `count` queries and the BLOCK tokens of a block, both as pairs with tokens and queries
- * as lanes. Meanwhile the next block's rows are fetched. */
-__attribute__((target("avx512f,avx512bf16"), always_inline)) static inline void dots_score_of(
-    const float *q, int stride, const float *k, int pairs, float scale, float *s, Ahead *next, const int count) {
-    __m512 a[8][2];
-    for (int u = 0; u < count; u++) a[u][0] = a[u][1] = _mm512_setzero_ps();
-    for (int d = 0; d < pairs; d++) {
-        if (next) fetch(next, 2);
-        __m512bh k0 = (__m512bh)_mm512_loadu_si512(k + d * BLOCK), k1 = (__m512bh)_mm512_loadu_si512(k + d * BLOCK + 16);
-        for (int u = 0; u < count; u++) {
-            __m512bh pair = (__m512bh)_mm512_set1_ps(q[d * stride + u]);
-            a[u][0] = _mm512_dpbf16_ps(a[u][0], pair, k0);
-            a[u][1] = _mm512_dpbf16_ps(a[u][1], pair, k1);
-        }
-    }
-    for (int u = 0; u < count; u++)
-        for (int i = 0; i < 2; i++) _mm512_storeu_ps(s + u * BLOCK + 16 * i, _mm512_mul_ps(a[u][i], _mm512_set1_ps(scale)));
-}
-
-__attribute__((target("avx512f,avx512bf16"))) static void dots_score(const float *q, int stride, const float *k, int pairs,
-                                                                     float scale, float *s, Ahead *next, int count) {
-    if (count == 8)
-        dots_score_of(q, stride, k, pairs, scale, s, next, 8);
-    else if (count == 4)
-        dots_score_of(q, stride, k, pairs, scale, s, next, 4);
-    else if (count == 2)
-        dots_score_of(q, stride, k, pairs, scale, s, next, 2);
-    else
-        dots_score_of(q, stride, k, pairs, scale, s, next, 1);
-}
 #else
 static int has_dots(void) { return 0; }
-static void dots_score(const float *q, int stride, const float *k, int pairs, float scale, float *s, Ahead *next,
-                       int count) {}
 static void dots_panel(const uint32_t *x, const uint32_t *panel, const float *bias, float *out, int64_t out_stride,
                        int pairs, int start, int rows) {}
 #endif
