@@ -215,7 +215,9 @@ def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, v
         cost = timed(small, config.pages, config.page_size)
         model = ModelDrafter(small, config.pages, config.page_size, draft.spec.context, cost)
     drafters = (Lookup(),) if "lookup" in config.guessers else ()
-    return Speculator(drafters, measured(verify, time.perf_counter, most_tokens(config)), "grammar" in config.guessers, model)
+    return Speculator(
+        drafters, measured(verify, time.perf_counter, most_tokens(config)), "grammar" in config.guessers, model
+    )
 
 
 class Built(NamedTuple):

@@ -61,4 +61,7 @@ def test_a_model_too_large_to_time_takes_every_core_after_two_steps() -> None:
 
 def test_the_note_says_what_was_measured() -> None:
     note = Machine({(1, 1): 0.035, (2, 1): 0.03, (1, 64): 0.3, (2, 64): 0.16}).picked(2)[1]
-    assert note == "threads: 2 of 2 cores, measured for steps of 1 and 64 tokens (1: 35.00 and 300.0 ms; 2: 30.00 and 160.0 ms)"
+    assert (
+        note
+        == "threads: 2 of 2 cores, measured for steps of 1 and 64 tokens (1: 35.00 and 300.0 ms; 2: 30.00 and 160.0 ms)"
+    )
