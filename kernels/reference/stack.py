@@ -10,11 +10,13 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from branchwork.kernels.reference.quant import Quantized
+
 
 class Affine(NamedTuple):
     """x [T, K] times weight [N, K] transposed, plus bias [N]."""
 
-    weight: Tensor
+    weight: Tensor | Quantized
     bias: Tensor | None = None
 
 
