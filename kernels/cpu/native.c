@@ -27,16 +27,21 @@
 
 enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3, BAD_ID = -4 };
 enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
-enum { PANEL = 32, CHUNK = 64 }; /* columns of a packed weight's panel; tokens that go through a layer's products together */
+enum { PANEL = 32, CHUNK = 64 }; /* outputs of a packed weight's panel; rows that go through a layer's products together */
+enum { STRIP = 12 };            /* rows whose prepared inputs lie together: those of one pass over a panel */
+enum { ROW_WORDS = 11 };        /* of a row's block of integers: 8 of inputs and 3 more, see native_pack.c */
+enum { FAR = 4096 };            /* bytes ahead that weights are fetched, so that they arrive while many rows compute */
+#define LOG2_E 1.44269504088896341f
+enum { AS_F32, AS_BF16, AS_INT8 }; /* what a KV pool holds */
 
 typedef struct {
-    const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D] with page and head strides */
+    const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D (+ 8)] with page and head strides */
     void *out;             /* [T, H, D] contiguous */
     const int32_t *table, *cu, *len;
     int64_t q_stride, page_stride, head_stride, table_stride;
     int32_t rows, heads, kv_heads, dim, page, pages, window, columns, tokens; /* columns of the page table; T */
     float scale;
-    int32_t failed;
+    int32_t failed, kv8; /* kv8: pools of int8, rows as in native_kv.c */
 } Attention;
 
 typedef struct { /* where the prefetching of a block's rows stands */
@@ -51,7 +56,7 @@ typedef struct {
     void *k_pool, *v_pool;
     const int64_t *slots;
     int64_t tokens, q_stride, k_stride, v_stride, page_stride, head_stride, pages;
-    int32_t heads, kv_heads, dim, page;
+    int32_t heads, kv_heads, dim, page, kv8;
 } Rotary;
 
 typedef struct {
@@ -64,31 +69,52 @@ typedef struct {
     int64_t rows, vocab;
 } Sampling;
 
+enum { KIND_F32, KIND_BF16, KIND_INT8, KIND_INT4 }; /* of a packed weight's numbers */
+
 typedef struct { /* a product's weight [N, K] in panels: see native_product.c */
     const void *panels;
-    const float *bias; /* [N rounded up to PANEL], zeros without a bias */
-    int32_t inputs, outputs;
+    const float *bias;               /* [N rounded up to PANEL], zeros without a bias */
+    const uint16_t *scales, *offsets; /* float16 [panel][K / group][PANEL]; NULL where the kind or the weight has none */
+    int32_t inputs, outputs, kind, group;
 } Product;
+
+typedef struct { /* a weight that becomes a Product: rows contiguous, as it lies in a tensor or a mapped file */
+    const void *values;
+    const uint16_t *scales, *offsets; /* float16 [N, K / group] or NULL */
+    void *panels;
+    uint16_t *packed_scales, *packed_offsets;
+    int32_t inputs, outputs, kind, group;
+} Packing;
 
 typedef struct { /* one decoder layer; norms are float32, NULL where the family has none */
     const float *norm, *q_norm, *k_norm, *post_norm;
-    Product qkv, out, gate_up, down;
+    Product qkv, out, gate, up, down; /* gate and up are of one kind */
     int32_t window, unused;
 } Layer;
 
 typedef struct {
     const Layer *layers;
-    const void *embed; /* [V, C] */
-    const float *norm; /* [C] */
+    const Product *embed; /* [V, C] */
+    const float *norm;    /* [C] */
     void *const *pools; /* k and v of each layer */
     const int64_t *ids, *positions, *slots, *wanted;
     const float *cos, *sin; /* [angles, D/2] contiguous, by position */
     const int32_t *table, *cu, *len;
-    void *out; /* [L, C] contiguous */
-    int64_t page_stride, head_stride, table_stride, tokens, places, vocab, angles;
+    float *out; /* [L, C] contiguous */
+    int64_t page_stride, head_stride, table_stride, tokens, places, angles;
     int32_t count, width, ffn, heads, kv_heads, dim, page, pages, rows, columns; /* width: C */
     float eps, scale;
+    int32_t kv8; /* pools of int8 */
 } Stack;
+
+/* Keeps the compiler from fusing what computed x with what uses it: such a result would depend on the instruction set. */
+#if defined(__aarch64__)
+#define APART(x) __asm__("" : "+w"(x))
+#elif defined(__x86_64__)
+#define APART(x) __asm__("" : "+v"(x))
+#else
+#define APART(x) __asm__("" : "+m"(x))
+#endif
 
 /* Buffers of this thread, kept between calls: fresh large allocations would cost a page fault per 4 KiB each step. */
 enum { FOR_KERNEL, FOR_STEP, FOR_CHUNK, FOR_DECODE, FOR_ORDER, SCRATCHES };
@@ -138,7 +164,11 @@ INLINE void fetch(Ahead *a, int count) {
     }
 }
 
+static int dots, bytes; /* whether vectors of 16 floats are in use and products of bfloat16 pairs, of bytes are there */
 #include "native_dots.c"
+#include "native_crew.c"
+#include "native_vnni.c"
+#include "native_pairs.c"
 
 #if defined(__x86_64__)
 #define VW 16
@@ -189,6 +219,7 @@ EXPORT int bw_vector_width(int want) {
     int best = widest();
     chosen = want == 0 || want > best ? best : want >= 16 ? 16 : want >= 8 ? 8 : 4;
     dots = chosen == 16 && has_dots();
+    bytes = chosen == 16 && has_bytes();
     return chosen;
 }
 
@@ -216,7 +247,11 @@ DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int6
          (x, out, rows, stride, width, bf16))
 DISPATCH(sample, (const Sampling *a), (a))
 DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
+DISPATCH(logits, (const Product *w, const float *x, float *out, int64_t rows), (w, x, out, rows))
 DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
+DISPATCH(linear, (const Product *w, const void *x, void *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
+DISPATCH(weight_rows, (const Product *w, const int64_t *ids, float *out, int64_t rows), (w, ids, out, rows))
+DISPATCH(pack, (const Packing *a), (a))
 
 /* setuptools links for this symbol; the library is opened with ctypes and never imported. */
 EXPORT void *PyInit__native(void) { return NULL; }

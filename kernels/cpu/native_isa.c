@@ -3,16 +3,22 @@
 #define vi NAME(vector_i)
 #define vu NAME(vector_u)
 #define vh NAME(vector_h)
+#define vb NAME(vector_b)
 #include "native_vector.c"
+#include "native_kv.c"
 #include "native_attention.c"
 #include "native_fused.c"
 #include "native_sample.c"
+#include "native_pack.c"
+#include "native_int.c"
 #include "native_product.c"
+#include "native_rows.c"
 #include "native_stack.c"
 #undef vf
 #undef vi
 #undef vu
 #undef vh
+#undef vb
 #undef ZIP_LOW
 #undef ZIP_HIGH
 #undef LANES

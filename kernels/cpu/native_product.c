@@ -1,56 +1,49 @@
-/* Products with weights packed in panels, for any number of rows. Included per vector width.
- *
- *   weight [N, K], rows of zeros up to a multiple of PANEL, as    [ panel 0 | panel 1 | ... ]    of PANEL outputs each
- *   panel of float32:  [k][PANEL]      panel of bfloat16:  [k / 2][PANEL][2], a pair of inputs to a word
+/* Products with packed weights, for any number of rows. Included per vector width; native_pack.c has the layouts.
  *
  * Every output is one chain of additions over k, whatever rows it is computed with: its result depends on nothing else.
+ * A panel is taken in parts of the inputs that stay in the first cache while all rows pass; the sums wait in `out`.
  */
+enum { NAME(part_words) = 128 }; /* of a panel, 32 bits each: 16 KiB */
 
-/* As dots_block, with x float32 whatever the weight is. */
-INLINE void NAME(block)(const float *x, int64_t x_stride, const void *panel, const float *bias, float *out,
-                        int64_t out_stride, int inputs, int add, const int rows, const int bf16) {
+/* out [rows][PANEL] of one strip's rows x and `words` words of a panel; start: 0 the bias, 1 bias and out, 2 out alone. */
+INLINE void NAME(block)(const float *x, int step, const uint32_t *panel, const float *bias, float *out, int64_t out_stride,
+                        int words, int start, const int rows, const int bf16) {
     for (int n = 0; n < PANEL; n += 2 * VW) {
-        vf a[8], b[8];
+        vf a[12], b[12];
         for (int r = 0; r < rows; r++) {
-            a[r] = *(const vf *)(bias + n);
-            b[r] = *(const vf *)(bias + n + VW);
+            const vf *low = (const vf *)(out + r * out_stride + n), *high = (const vf *)(out + r * out_stride + n + VW);
+            a[r] = start == 2 ? *low : *(const vf *)(bias + n);
+            b[r] = start == 2 ? *high : *(const vf *)(bias + n + VW);
+            if (start == 1) a[r] += *low, b[r] += *high;
         }
-        if (bf16)
-            for (int k = 0; k < inputs; k += 2) {
-                vu w0 = *(const vu *)((const uint32_t *)panel + k / 2 * PANEL + n);
-                vu w1 = *(const vu *)((const uint32_t *)panel + k / 2 * PANEL + n + VW);
+        for (int k = 0; k < words; k++) {
+            vu w0 = *(const vu *)(panel + k * PANEL + n), w1 = *(const vu *)(panel + k * PANEL + n + VW);
+            for (int r = 0; r < rows; r++) {
+                float low = x[(bf16 ? 2 * k : k) * step + r];
+                a[r] += low * (bf16 ? (vf)(w0 << 16) : (vf)w0);
+                b[r] += low * (bf16 ? (vf)(w1 << 16) : (vf)w1);
+            }
+            if (bf16)
                 for (int r = 0; r < rows; r++) {
-                    float low = x[r * x_stride + k], high = x[r * x_stride + k + 1];
-                    a[r] += low * (vf)(w0 << 16);
-                    b[r] += low * (vf)(w1 << 16);
+                    float high = x[(2 * k + 1) * step + r];
                     a[r] += high * (vf)(w0 & 0xffff0000u);
                     b[r] += high * (vf)(w1 & 0xffff0000u);
                 }
-            }
-        else
-            for (int k = 0; k < inputs; k++) {
-                vf w0 = *(const vf *)((const float *)panel + k * PANEL + n);
-                vf w1 = *(const vf *)((const float *)panel + k * PANEL + n + VW);
-                for (int r = 0; r < rows; r++) {
-                    float value = x[r * x_stride + k];
-                    a[r] += value * w0;
-                    b[r] += value * w1;
-                }
-            }
+        }
         for (int r = 0; r < rows; r++) {
-            vf *low = (vf *)(out + r * out_stride + n), *high = (vf *)(out + r * out_stride + n + VW);
-            if (add) a[r] += *low, b[r] += *high;
-            *low = a[r];
-            *high = b[r];
+            *(vf *)(out + r * out_stride + n) = a[r];
+            *(vf *)(out + r * out_stride + n + VW) = b[r];
         }
     }
 }
 
-INLINE void NAME(panel)(const float *x, int64_t x_stride, const void *panel, const float *bias, float *out,
-                        int64_t out_stride, int inputs, int add, int rows, const int bf16) {
+INLINE void NAME(float_panel)(const float *x, int step, const uint32_t *panel, const float *bias, float *out,
+                              int64_t out_stride, int words, int start, int rows, const int bf16) {
     int r = 0;
-#define BLOCK_OF(n) \
-    NAME(block)(x + r * x_stride, x_stride, panel, bias, out + r * out_stride, out_stride, inputs, add, n, bf16)
+#define BLOCK_OF(n) NAME(block)(x + r, step, panel, bias, out + r * out_stride, out_stride, words, start, n, bf16)
+#if VW == 16
+    for (; r + 12 <= rows; r += 12) BLOCK_OF(12);
+#endif
 #if VW == 16 || defined(__aarch64__)
     for (; r + 8 <= rows; r += 8) BLOCK_OF(8);
 #endif
@@ -60,44 +53,117 @@ INLINE void NAME(panel)(const float *x, int64_t x_stride, const void *panel, con
 #undef BLOCK_OF
 }
 
-/* out [rows, PANEL * panels], float32, of x [rows, K] contiguous in the element type; wide: room for rows * K floats. */
-INLINE void NAME(multiply)(const Product *w, const void *x, float *out, int64_t out_stride, int rows, int add,
-                           float *wide, const int bf16) {
-    const int inputs = w->inputs, panels = (w->outputs + PANEL - 1) / PANEL;
-    const size_t bytes = (size_t)inputs * PANEL * (bf16 ? 2 : 4);
-    const int paired = bf16 && VW == 16 && dots;
-    if (bf16 && !paired)
-        for (int64_t i = 0; i < (int64_t)rows * inputs; i++) wide[i] = NAME(load1)(x, i, 1);
-    for (int p = 0; p < panels; p++) {
-        const char *panel = (const char *)w->panels + p * bytes;
-        const float *bias = w->bias + p * PANEL;
-        if (paired)
-            dots_panel(x, inputs / 2, (const uint32_t *)panel, bias, out + p * PANEL, out_stride, inputs / 2, add, rows);
-        else
-            NAME(panel)(bf16 ? wide : x, inputs, panel, bias, out + p * PANEL, out_stride, inputs, add, rows, bf16);
+/* One strip of rows with words [k, k + words) of panel p. */
+static void NAME(strip_product)(const Product *w, const uint32_t *x, int step, int p, int k, int words, float *out,
+                                int64_t out_stride, int rows, int start) {
+    const uint32_t *panel = (const uint32_t *)w->panels + ((size_t)p * NAME(words)(w->kind, w->inputs) + k) * PANEL;
+    const float *bias = w->bias + p * PANEL;
+    if (w->kind == KIND_F32) {
+        NAME(float_panel)((const float *)x + k * step, step, panel, bias, out, out_stride, words, start, rows, 0);
+    } else if (w->kind == KIND_BF16 && VW == 16 && dots) {
+        dots_panel(x + k * rows, panel, bias, out, out_stride, words, start, rows);
+    } else if (w->kind == KIND_BF16) {
+        NAME(float_panel)((const float *)x + 2 * k * step, step, panel, bias, out, out_stride, words, start, rows, 1);
+    } else {
+        const int four = w->kind == KIND_INT4, first = k / (four ? 4 : 8), blocks = words / (four ? 4 : 8);
+        const int64_t groups = (int64_t)p * (w->inputs / w->group) * PANEL;
+        const uint16_t *offsets = w->offsets ? w->offsets + groups : NULL;
+        (VW == 16 && bytes ? bytes_panel : NAME(int_panel))(x + first * ROW_WORDS * step, step, panel, w->scales + groups,
+                                                            offsets, bias, out, out_stride, first, blocks, w->group, start,
+                                                            rows, four);
     }
 }
 
-static void NAME(multiply_f32)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide) {
-    NAME(multiply)(w, x, out, stride, rows, add, wide, 0);
+/* out[r][p * PANEL ..] (float32, `out_stride` between rows) for rows [r0, r1) and panels [p0, p1) of the product of w and
+ * the `rows` rows of inputs in `buffer`; r0 is a multiple of CHUNK, and so is r1 or it is `rows`. add: onto what out holds.
+ * Several threads may work on one product, each on rows or panels of its own. */
+static int NAME(multiply)(const Product *w, const void *buffer, int64_t rows, int64_t r0, int64_t r1, int p0, int p1,
+                          float *out, int64_t out_stride, int add) {
+    const int words = NAME(words)(w->kind, w->inputs), input_words = NAME(input_words)(w->kind, w->inputs);
+    for (int p = p0; p < p1; p++)
+        for (int k = 0; k < words; k += NAME(part_words)) {
+            const int part = MIN(NAME(part_words), words - k), start = k ? 2 : add ? 1 : 0;
+            for (int64_t r = r0, first; r < r1; r = first + NAME(strip)(rows, r, &first)) {
+                const int count = NAME(strip)(rows, r, &first);
+                NAME(strip_product)(w, (const uint32_t *)buffer + first * input_words, count, p, k, part,
+                                    out + first * out_stride + p * PANEL, out_stride, count, start);
+            }
+        }
+    return 0;
 }
-static void NAME(multiply_bf16)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide) {
-    NAME(multiply)(w, x, out, stride, rows, add, wide, 1);
+
+/* Row r of x [rows, inputs], in the element type, into place r of a buffer; `wide`: room for a row of floats. */
+INLINE void NAME(put)(const Product *w, const void *x, int bf16, int64_t rows, void *buffer, int64_t r, float *wide) {
+    const float *from = (const float *)x + r * w->inputs;
+    if (bf16) {
+        int i = 0;
+        for (; i + VW <= w->inputs; i += VW) *(vf *)(wide + i) = NAME(load)(x, r * w->inputs + i, 1);
+        for (; i < w->inputs; i++) wide[i] = NAME(load1)(x, r * w->inputs + i, 1);
+        from = wide;
+    }
+    NAME(put_row)(w->kind, w->inputs, rows, buffer, r, from);
+}
+
+/* out [rows, N] of x [rows, K], both contiguous and of the element type; `whole`: out is float32 and has a multiple of
+ * PANEL columns. */
+static int NAME(linear_into)(const Product *w, const void *x, void *out, int64_t rows, int bf16, int whole) {
+    const int panels = (w->outputs + PANEL - 1) / PANEL, together = MAX(1, MIN(8, panels / (4 * thread_count())));
+    const int64_t tasks = (panels + together - 1) / together, columns = (int64_t)together * PANEL;
+    char *buffer = scratch_for(FOR_STEP, NAME(inputs_bytes)(w->kind, w->inputs, rows));
+    int failed = buffer ? 0 : NO_MEMORY;
+#pragma omp parallel if (!failed && (int64_t)w->outputs * w->inputs * rows > 200000)
+    {
+        float *room = failed ? NULL : scratch_for(FOR_CHUNK, sizeof(float) * ((size_t)w->inputs + 4 * CHUNK * columns));
+        if (!room) failed = NO_MEMORY;
+        float *wide = room + 4 * CHUNK * columns;
+#pragma omp for
+        for (int64_t r = 0; r < rows; r++)
+            if (room) NAME(put)(w, x, bf16, rows, buffer, r, wide);
+        for (int64_t r0 = 0; r0 < rows; r0 += 4 * CHUNK) {
+            const int64_t r1 = MIN(rows, r0 + 4 * CHUNK);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t task = 0; task < tasks; task++) {
+                if (!room) continue;
+                const int p0 = (int)task * together, p1 = MIN(panels, p0 + together);
+                if (whole) {
+                    NAME(multiply)(w, buffer, rows, r0, r1, p0, p1, out, (int64_t)panels * PANEL, 0);
+                    continue;
+                }
+                NAME(multiply)(w, buffer, rows, r0, r1, p0, p1, room - r0 * columns - p0 * PANEL, columns, 0);
+                const int count = MIN(p1 * PANEL, w->outputs) - p0 * PANEL;
+                for (int64_t r = r0; r < r1; r++) {
+                    const float *from = room + (r - r0) * columns;
+                    const int64_t to = r * w->outputs + p0 * PANEL;
+                    if (bf16)
+                        for (int n = 0; n < count; n++) NAME(store1)(out, to + n, from[n], 1);
+                    else
+                        memcpy((float *)out + to, from, sizeof(float) * count);
+                }
+            }
+        }
+    }
+    return failed;
+}
+
+static int NAME(linear)(const Product *w, const void *x, void *out, int64_t rows, int bf16) {
+    return NAME(linear_into)(w, x, out, rows, bf16, 0);
 }
 
 /* out float32 [rows, N rounded up to PANEL] of x [rows, K], both contiguous. */
 static int NAME(product)(const Product *w, const void *x, float *out, int64_t rows, int bf16) {
-    const int64_t stride = (w->outputs + PANEL - 1) / PANEL * PANEL;
-    int failed = 0;
-#pragma omp parallel for if (rows > CHUNK)
-    for (int64_t first = 0; first < rows; first += CHUNK) {
-        const int count = MIN(CHUNK, rows - first);
-        float *wide = scratch_for(FOR_CHUNK, sizeof(float) * (size_t)count * w->inputs);
-        if (!wide)
-            failed = NO_MEMORY;
-        else
-            (bf16 ? NAME(multiply_bf16) : NAME(multiply_f32))(
-                w, (const char *)x + first * w->inputs * (bf16 ? 2 : 4), out + first * stride, stride, count, 0, wide);
-    }
-    return failed;
+    return NAME(linear_into)(w, x, out, rows, bf16, 1);
+}
+
+/* As multiply, of x [rows, K] in the element type; wide: room for rows * (K + 1) floats. */
+INLINE void NAME(multiply_plain)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide,
+                                 const int bf16) {
+    float *row = scratch(sizeof(float) * w->inputs);
+    for (int r = 0; r < rows; r++) NAME(put)(w, x, bf16, rows, wide, r, row);
+    NAME(multiply)(w, wide, rows, 0, rows, 0, (w->outputs + PANEL - 1) / PANEL, out, stride, add);
+}
+static void NAME(multiply_f32)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide) {
+    NAME(multiply_plain)(w, x, out, stride, rows, add, wide, 0);
+}
+static void NAME(multiply_bf16)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide) {
+    NAME(multiply_plain)(w, x, out, stride, rows, add, wide, 1);
 }

@@ -1,4 +1,4 @@
-"""A small decoder's layers in one call of the native C library, with weights packed for its own products.
+"""A decoder's layers in one call of the native C library, with weights packed for its own products.
 
 Knows: tensor layouts and the C calls. Must not know: families, requests, which implementation the table picks.
 A row's result does not depend, to the bit, on the other rows, on how it is cut into chunks or on the number of threads.
@@ -10,41 +10,42 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from branchwork.kernels.cpu import native
-from branchwork.kernels.reference.stack import Affine, LayerParts, StackParts
+from branchwork.kernels.cpu.product import PANEL, Packed, pack
+from branchwork.kernels.reference.kv import ROW_TAIL
+from branchwork.kernels.reference.quant import Quantized
+from branchwork.kernels.reference.stack import LayerParts, StackParts
 
 available = native.available
 why = native.why
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
-_PANEL = 32
-_SMALL = 32 << 20  # bytes of weights up to which single calls, not memory, take a step's time
 
 
 def stack(parts: StackParts) -> NativeStack | None:
-    """None for weights that are not small or of types and sizes that the library does not take."""
+    """None for weights of types and sizes that the library does not take."""
     width = parts.embed.shape[1]
     paired = not any(size % 2 for size in (width, parts.ffn))
-    fits = parts.embed.dtype in _ELEMENTS and parts.dim % 8 == 0 and parts.dim <= 1024 and paired
-    return NativeStack(parts) if fits and parts.bytes <= _SMALL else None
+    fits = parts.norm.dtype in _ELEMENTS and parts.dim % 8 == 0 and parts.dim <= 1024 and paired
+    return NativeStack(parts) if fits else None
 
 
 class NativeStack:
-    """Packed weights and their addresses."""
+    """Packed weights and their addresses. A head that is the embedding is held once."""
 
     def __init__(self, parts: StackParts) -> None:
-        self._held: list[Tensor] = []  # what the addresses below point to
-        self._element = _ELEMENTS[parts.embed.dtype]
-        self._dtype = parts.embed.dtype
+        self._held: list[Tensor | Packed] = []  # what the addresses below point to
+        self._dtype = parts.norm.dtype
+        self._element = _ELEMENTS[self._dtype]
         self._sizes = (parts.layers, parts.embed.shape[1], parts.ffn, parts.heads, parts.kv_heads, parts.dim)
         self._eps = parts.eps
-        self._embed = parts.embed
         self._vocab = parts.head.shape[0]
         self._norm = self._numbers(parts.norm)
-        self._head = self._product(Affine(parts.head))
+        self._embed = self._product(parts.embed)
+        self._embedding = np.frombuffer(self._embed, np.uint8)
+        self._head = self._embed if parts.head is parts.embed else self._product(parts.head)
         layers = b"".join(self._layer(parts.layer(i)) for i in range(parts.layers))
         self._layers = np.frombuffer(layers, np.uint8)
         self._angles = parts.angles
@@ -75,15 +76,15 @@ class NativeStack:
         if page_table.shape[1] * page > self._cos.shape[0]:
             self._turn(page_table.shape[1] * page)
         page_stride, head_stride, _, _ = k[0].stride()
-        out = torch.empty((wanted.shape[0], self._sizes[1]), dtype=self._dtype)
+        out = torch.empty((wanted.shape[0], self._sizes[1]))
         call = native.STACK.pack(
-            self._layers.ctypes.data, self._embed.data_ptr(), self._norm, self._addresses.ctypes.data,
+            self._layers.ctypes.data, self._embedding.ctypes.data, self._norm, self._addresses.ctypes.data,
             ids.data_ptr(), positions.data_ptr(), slots.data_ptr(), wanted.data_ptr(),
             self._cos.data_ptr(), self._sin.data_ptr(),
             page_table.data_ptr(), cu_rows.data_ptr(), kv_len.data_ptr(), out.data_ptr(),
-            page_stride, head_stride, page_table.shape[1], tokens, wanted.shape[0], self._embed.shape[0],
-            self._cos.shape[0],
+            page_stride, head_stride, page_table.shape[1], tokens, wanted.shape[0], self._cos.shape[0],
             *self._sizes, page, pages, rows, page_table.shape[1], self._eps, self._sizes[5] ** -0.5,
+            k[0].dtype == torch.int8,
         )  # fmt: skip
         native.check(native.library().bw_stack(call, self._element))
         return out
@@ -91,10 +92,9 @@ class NativeStack:
     def logits(self, hidden: Tensor) -> Tensor:
         """As kernels.reference.stack.Stack."""
         rows = hidden.shape[0]
-        _check(self._dtype, (hidden, (rows, self._sizes[1])))
-        out = torch.empty((rows, -(-self._vocab // _PANEL) * _PANEL), dtype=torch.float32)
-        call = native.library().bw_product
-        native.check(call(self._head, hidden.data_ptr(), out.data_ptr(), rows, self._element))
+        _check(torch.float32, (hidden, (rows, self._sizes[1])))
+        out = torch.empty((rows, -(-self._vocab // PANEL) * PANEL))
+        native.check(native.library().bw_logits(self._head, hidden.data_ptr(), out.data_ptr(), rows))
         return out[:, : self._vocab]
 
     def _turn(self, positions: int) -> None:
@@ -105,45 +105,59 @@ class NativeStack:
 
     def _adopt(self, k: Sequence[Tensor], v: Sequence[Tensor]) -> None:
         layers, _, _, _, kv_heads, dim = self._sizes
-        first = k[0] if k else self._embed
+        first = k[0] if k else torch.empty(0)
         for pool in (*k, *v):
-            if pool.dtype != self._dtype or pool.stride() != first.stride() or pool.shape != first.shape:
-                raise ValueError(f"the pools must be alike and {self._dtype}, got {pool.dtype} {tuple(pool.shape)}")
-        if len(k) != layers or len(v) != layers or first.shape[1::2] != (kv_heads, dim):
-            raise ValueError(f"{layers} pools [P, {kv_heads}, S, {dim}] are needed twice, got {len(k)} and {len(v)}")
-        if first.stride()[2:] != (dim, 1):
+            alike = pool.dtype == first.dtype and pool.dtype in (self._dtype, torch.int8)
+            if not alike or pool.stride() != first.stride() or pool.shape != first.shape:
+                raise ValueError(
+                    f"the pools must be alike, {self._dtype} or int8, got {pool.dtype} {tuple(pool.shape)}"
+                )
+        row = dim + ROW_TAIL if first.dtype == torch.int8 else dim
+        if len(k) != layers or len(v) != layers or first.shape[1::2] != (kv_heads, row):
+            raise ValueError(f"{layers} pools [P, {kv_heads}, S, {row}] are needed twice, got {len(k)} and {len(v)}")
+        if first.stride()[2:] != (row, 1):
             raise ValueError("the last two dimensions of the pools must be contiguous")
         self._pools = (k, v)
         self._addresses = np.array([pool.data_ptr() for pair in zip(k, v) for pool in pair], np.int64)
 
     def _layer(self, layer: LayerParts) -> bytes:
         norms = layer.qk_norm or (None, None)
-        return native.LAYER.pack(
-            self._numbers(layer.norm),
-            *(0 if norm is None else self._numbers(norm) for norm in norms),
-            self._numbers(layer.post_norm),
-        ) + b"".join(
-            (
-                *map(self._product, (layer.qkv, layer.out, layer.gate_up, layer.down)),
-                native.WINDOW.pack(layer.window, 0),
+        half = self._sizes[2]
+        both, bias = layer.gate_up
+        products = (
+            self._product(*layer.qkv),
+            self._product(*layer.out),
+            self._product(_rows(both, 0, half), None if bias is None else bias[:half]),
+            self._product(_rows(both, half, 2 * half), None if bias is None else bias[half:]),
+            self._product(*layer.down),
+        )
+        return (
+            native.LAYER.pack(
+                self._numbers(layer.norm),
+                *(0 if norm is None else self._numbers(norm) for norm in norms),
+                self._numbers(layer.post_norm),
             )
+            + b"".join(products)
+            + native.WINDOW.pack(layer.window, 0)
         )
 
     def _numbers(self, values: Tensor) -> int:
         """Address of a copy of the values as float32."""
-        self._held.append(values.float().contiguous().clone())
-        return self._held[-1].data_ptr()
+        self._held.append(values := values.float().contiguous().clone())
+        return values.data_ptr()
 
-    def _product(self, affine: Affine) -> bytes:
+    def _product(self, weight: Tensor | Quantized, bias: Tensor | None = None) -> bytes:
         """A weight [N, K] as panels of outputs: see native_product.c."""
-        outputs, inputs = affine.weight.shape
-        lacking = -outputs % _PANEL
-        together = 1 + self._element  # inputs of one output that lie side by side
-        padded = F.pad(affine.weight, (0, 0, 0, lacking))
-        panels = padded.view(-1, _PANEL, inputs // together, together).transpose(1, 2).contiguous()
-        self._held.append(panels)
-        bias = torch.zeros(outputs) if affine.bias is None else affine.bias
-        return native.PRODUCT.pack(panels.data_ptr(), self._numbers(F.pad(bias, (0, lacking))), inputs, outputs)
+        self._held.append(packed := pack(weight, bias))
+        return packed.struct
+
+
+def _rows(weight: Tensor | Quantized, first: int, last: int) -> Tensor | Quantized:
+    """Outputs [first, last) of a weight [N, K]: a view."""
+    if isinstance(weight, Tensor):
+        return weight[first:last]
+    offsets = None if weight.offsets is None else weight.offsets[first:last]
+    return weight._replace(values=weight.values[first:last], scales=weight.scales[first:last], offsets=offsets)
 
 
 def _check(dtype: torch.dtype, *pairs: tuple[Tensor, tuple[int, ...]]) -> None:

@@ -10,11 +10,13 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from branchwork.kernels.reference.quant import Quantized
+
 
 class Affine(NamedTuple):
     """x [T, K] times weight [N, K] transposed, plus bias [N]."""
 
-    weight: Tensor
+    weight: Tensor | Quantized
     bias: Tensor | None = None
 
 
@@ -32,14 +34,15 @@ class LayerParts(NamedTuple):
 
 
 class StackParts(NamedTuple):
-    """The layers between a table of embeddings [V, C] and a head [V, C]. layer(i) reads layer i.
+    """The layers between a table of embeddings [V, C] and a head [V, C], which may be one. layer(i) reads layer i.
+    Norms are of the type that the model computes in, float32 or bfloat16.
 
     angles: positions int64 [T] to cos, sin float32 [T, D/2]. bytes: of all weights, known before any layer is read.
     """
 
-    embed: Tensor
+    embed: Tensor | Quantized
     norm: Tensor
-    head: Tensor
+    head: Tensor | Quantized
     layer: Callable[[int], LayerParts]
     angles: Callable[[Tensor], tuple[Tensor, Tensor]]
     layers: int
@@ -66,7 +69,7 @@ class Stack(Protocol):
         k: Sequence[Tensor],
         v: Sequence[Tensor],
     ) -> Tensor:
-        """The last normed hidden states at tokens `wanted` [L], [L, C]; writes the tokens' keys and values."""
+        """The last normed hidden states at tokens `wanted` [L], float32 [L, C]; writes the tokens' keys and values."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [L, C] to logits [L, V], float32."""
