@@ -26,6 +26,7 @@ from branchwork.runtime.gateway.programs import Server, bind
 from branchwork.runtime.gateway.supervisor import EngineDied, Supervisor
 from branchwork.runtime.gateway.text import Texts
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.companions import stored_bytes
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
 from branchwork.runtime.programs.host import Host
@@ -107,8 +108,7 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
     ends = eos_ids(directory)
     host = Host(texts, model_frames, eos=ends, max_branches=config.max_branches, emit=server.emit)
     # before the engine starts: OpenMP reads its environment once, when torch is imported
-    weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    threads = config.threads or pick_threads(weights, cores())
+    threads = config.threads or pick_threads(stored_bytes(directory), cores())
     supervisor = Supervisor(
         _engine_command(directory, [*arguments.options, f"threads={threads}"]),
         folder,
