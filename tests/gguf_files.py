@@ -55,11 +55,12 @@ def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def write_gguf(
-    directory: Path, out: Path, kind: Kind = Kind.F32, *, change: Any = None, kinds: dict[str, Kind] | None = None
+    directory: Path, out: Path, kind: Kind = Kind.F32, *, change: Any = None, without: str = "", through: Any = None
 ) -> Path:
-    """`directory` as the file `out`, its matrices as `kind`, or by GGUF name as in `kinds`.
+    """`directory` as the file `out`, its matrices as `kind`.
 
-    change: called with the writer before it writes.
+    change: called with the writer before it writes. without: a tensor to leave out. through: matrices are rounded to
+    this type before they are written as `kind`.
     """
     config = json.loads((directory / "config.json").read_text())
     arch = {"Llama": "llama", "Mistral": "llama", "Qwen2": "qwen2", "Qwen3": "qwen3"}[
@@ -92,15 +93,24 @@ def write_gguf(
             tensor = permuted(tensor, heads)
         if arch == "llama" and ".attn_k." in here:
             tensor = permuted(tensor, kv_heads)
-        chosen = (kinds or {}).get(here, kind if tensor.ndim == 2 else Kind.F32)
-        if tensor.ndim == 2 and chosen != Kind.F16 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[chosen][0]:
-            chosen = Kind.F32
-        writer.add_tensor(here, gguf.quants.quantize(tensor.numpy(), chosen), raw_dtype=chosen)
+        if here == without:
+            continue
+        data = tensor.numpy()
+        if through is not None:
+            chosen = _possible(through, tensor)
+            data = gguf.quants.dequantize(gguf.quants.quantize(data, chosen), chosen)
+        chosen = _possible(kind, tensor)
+        writer.add_tensor(here, gguf.quants.quantize(data, chosen), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def _possible(kind: Kind, tensor: torch.Tensor) -> Kind:
+    fits = tensor.ndim == 2 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+    return kind if fits else Kind.F32
 
 
 def _scaling(writer: gguf.GGUFWriter, rope: dict[str, Any], head_dim: int) -> None:

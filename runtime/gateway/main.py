@@ -25,8 +25,8 @@ from branchwork.runtime.gateway.chat import frames
 from branchwork.runtime.gateway.programs import Server, bind
 from branchwork.runtime.gateway.supervisor import EngineDied, Supervisor
 from branchwork.runtime.gateway.text import Texts
-from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.companions import stored_bytes
+from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
 from branchwork.runtime.programs.host import Host

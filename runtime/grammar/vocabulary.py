@@ -49,8 +49,8 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
-        """From a tokenizer.json, its folder or a GGUF file. A folder's companion files and a GGUF's metadata name the end
-        tokens and the size; a tokenizer.json alone ends with those of the usual end tokens it has. Raises LoadError."""
+        """From a tokenizer.json, its folder or a GGUF file. Companion files and metadata name the end tokens and
+        the size; a tokenizer.json alone ends with those of the usual end tokens that it has. Raises LoadError."""
         path = Path(path)
         ends: tuple[int, ...] = ()
         if path.suffix != ".json":

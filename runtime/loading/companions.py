@@ -13,7 +13,6 @@ from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.gguf_config import config_of, tokenizer_config_of
 from branchwork.runtime.loading.gguf_file import is_gguf, open_gguf
 
-
 _WRITTEN = {"config.json": config_of, "tokenizer_config.json": tokenizer_config_of}
 
 

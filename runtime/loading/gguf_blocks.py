@@ -34,7 +34,7 @@ class Form(NamedTuple):
 
 
 def exact(kind: str, data: Tensor, shape: tuple[int, ...]) -> Quantized:
-    """A matrix [N, K] whose scales and offsets are still float32, so that dequantizing it gives the format's own values.
+    """A matrix [N, K] with scales and offsets that are still float32: dequantized, it gives the format's own values.
 
     data: its bytes, uint8. Groups are 32, of Q6_K 16.
     """
@@ -88,7 +88,7 @@ _BITS = torch.arange(8, dtype=torch.uint8)
 
 
 def _fives(high: Tensor, low: Tensor) -> Tensor:
-    """Weights 0 to 31 as int8 [B, 32]: the fifth bits in `high` [B, 4], bit i of the 32 is weight i's; low as _pairs."""
+    """Weights 0 to 31 as int8 [B, 32]: of the 32 bits in `high` [B, 4] bit i is weight i's fifth; low as in _pairs."""
     fifth = (high[..., None] >> _BITS & 1).flatten(1)
     return (torch.cat((low & 15, low >> 4), dim=-1) | fifth << 4).view(torch.int8)
 

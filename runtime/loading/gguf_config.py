@@ -107,7 +107,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
 
 def tokenizer_config_of(file: GgufFile) -> dict[str, Any]:
-    """What a tokenizer_config.json would say: special tokens' texts, whether a prompt begins with bos, chat template."""
+    """What a tokenizer_config.json would say: special tokens, whether prompts begin with bos, chat template."""
     tokens = file.listed("tokenizer.ggml.tokens")
     values: dict[str, Any] = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):

@@ -75,7 +75,7 @@ def is_gguf(model: Path) -> bool:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Headers of a file, read once per process. Raises LoadError (weights_damaged, unsupported) naming file and part."""
+    """Headers of a file, read once a process. Raises LoadError (weights_damaged, unsupported) naming file and part."""
     status = path.stat()
     return _opened(path, status.st_mtime_ns, status.st_size)
 

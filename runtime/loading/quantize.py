@@ -45,8 +45,8 @@ class Quantizing:
         if 0 < inner.bits <= BITS[quantize]:
             raise LoadError(
                 "unsupported",
-                f"{model} is quantized already ({inner.quantization}): quantize={quantize} would lose accuracy and save "
-                "nothing; leave it out, or start from the unquantized checkpoint",
+                f"{model} is quantized already ({inner.quantization}): quantize={quantize} would lose accuracy and "
+                "save nothing; leave it out, or start from the unquantized checkpoint",
             )
         return cls(inner, BITS[quantize])
 

@@ -43,8 +43,9 @@ def load_spec(model: Path) -> ModelSpec:
 def load_model(
     model: Path, *, dtype: str = "auto", device: str = "cpu", quantize: str = "", progress: Progress | None = None
 ) -> Decoder:
-    """A model ready to run, from a directory or GGUF file. dtype: auto | float32 | bfloat16. quantize: "" | int8 | int4.
-    progress hears the loaded fraction of all weights.
+    """A model ready to run, from a directory or GGUF file. dtype: auto | float32 | bfloat16.
+
+    quantize: "" | int8 | int4. progress hears the loaded fraction of all weights.
 
     Raises LoadError; everything that can be known from headers is checked before data is read.
     """
