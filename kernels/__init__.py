@@ -153,5 +153,5 @@ def stack(parts: StackParts) -> Stack | None:
 
     Reads the layers only in the first case.
     """
-    out: Stack | None = implementation("stack", parts.embed.device.type)(parts)
+    out: Stack | None = implementation("stack", parts.norm.device.type)(parts)
     return out

@@ -15,7 +15,7 @@ from torch import Tensor
 from branchwork.runtime.execution.inputs import Inputs
 from branchwork.runtime.execution.memory import allocate
 from branchwork.runtime.loading.errors import LoadError
-from branchwork.runtime.loading.tokenizer import token_bytes
+from branchwork.runtime.loading.tokenizer import has_tokenizer, token_bytes
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.step import Step
 from branchwork.runtime.plan import Plan, Row
@@ -125,7 +125,7 @@ def same_vocabulary(main: Path, tokens: list[bytes], draft: Path, vocab: int) ->
     tokens: the main model's. vocab: rows of the draft's output. A draft without a tokenizer of its own, as those that
     were made for one model are, must have as many rows as there are tokens.
     """
-    if (draft / "tokenizer.json").is_file():
+    if has_tokenizer(draft):
         theirs = token_bytes(draft)
         common = min(len(theirs), len(tokens))
         other = next((n for n in range(common) if theirs[n] != tokens[n]), None)

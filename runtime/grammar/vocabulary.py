@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from branchwork.runtime.grammar.trie import Trie
 from branchwork.runtime.loading.errors import LoadError
-from branchwork.runtime.loading.tokenizer import eos_ids, spell, token_bytes
+from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, spell, token_bytes
 
 Encode = Callable[[bytes], list[int]]
 
@@ -49,19 +49,19 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
-        """From a tokenizer.json or its folder. In a folder the companion files name the end tokens and the size; a file
-        alone ends with those of the usual end tokens that it has. Raises LoadError."""
+        """From a tokenizer.json, its folder or a GGUF file. Companion files and metadata name the end tokens and
+        the size; a tokenizer.json alone ends with those of the usual end tokens that it has. Raises LoadError."""
         path = Path(path)
-        if path.is_dir():
-            file, tokens, ends = path / "tokenizer.json", token_bytes(path), eos_ids(path)
+        ends: tuple[int, ...] = ()
+        if path.suffix != ".json":
+            tokenizer = load_tokenizer(path)
+            tokens, ends = token_bytes(path, tokenizer), eos_ids(path, tokenizer)
         else:
-            file, tokens, ends = path, [], ()
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare Exception for every fault of the file
-            raise LoadError("tokenizer", f"{file} cannot be read: {error}") from error
-        if not tokens:
-            tokens = spell(tokenizer, file)
+            try:
+                tokenizer = Tokenizer.from_file(str(path))
+            except Exception as error:  # tokenizers raises bare Exception for every fault of the file
+                raise LoadError("tokenizer", f"{path} cannot be read: {error}") from error
+            tokens = spell(tokenizer, path)
         if not ends:
             numbers = map(tokenizer.token_to_id, _USUAL_ENDS)
             ends = tuple(number for number in numbers if number is not None and not tokens[number])

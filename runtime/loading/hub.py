@@ -1,4 +1,4 @@
-"""From a model's name to a directory: the packaged model, a directory, or a download from the Hugging Face hub.
+"""From a model's name to its files: the packaged model, a directory, a GGUF file, or a download from the hub.
 
 Knows: names, huggingface_hub. Must not know: what the files mean.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.gguf_file import SUFFIX, is_gguf
 
 PACKAGED = "sapling"
 PACKAGED_DRAFT = "sapling-draft"
@@ -22,7 +23,8 @@ Progress = Callable[[float], None]
 
 
 def find_model(name: str, *, progress: Progress | None = None, offline: bool = False) -> Path:
-    """The directory of model `name`: "sapling", a directory, or owner/name on the hub (downloaded once, then cached).
+    """The directory or GGUF file of model `name`: "sapling", a directory, a .gguf file, or owner/name on the Hugging
+    Face hub (downloaded once, then cached). A directory without a config.json but with one .gguf stands for that file.
 
     progress hears the fraction downloaded. offline: only what is cached already (HF_HUB_OFFLINE=1 has the same effect).
     Raises LoadError (not_found, offline, gated) saying what to do.
@@ -33,11 +35,25 @@ def find_model(name: str, *, progress: Progress | None = None, offline: bool = F
         return _packaged("draft")
     path = Path(name).expanduser()
     if path.is_dir():
+        return _inside(path)
+    if is_gguf(path):
         return path
     if path.is_file() or path.is_absolute() or name.startswith((".", "~")) or not _REPOSITORY.fullmatch(name):
-        what = "is a file, not a model directory" if path.is_file() else "is no directory and no hub name (owner/name)"
+        nowhere = "is no directory, no .gguf file and no hub name (owner/name)"
+        what = "is a file, but no .gguf" if path.is_file() else nowhere
         raise LoadError("not_found", f"model {name!r} {what}; the packaged model is called {PACKAGED!r}")
     return _download(name, progress, offline)
+
+
+def _inside(directory: Path) -> Path:
+    """A directory, or the one GGUF file that is all it holds of a model."""
+    if (directory / "config.json").is_file():
+        return directory
+    files = sorted(directory.glob(f"*{SUFFIX}"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:8])
+        raise LoadError("not_found", f"{directory} holds {len(files)} .gguf files; name the one to load: {names}")
+    return files[0] if files else directory
 
 
 @contextmanager

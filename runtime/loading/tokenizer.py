@@ -1,4 +1,4 @@
-"""A model's tokenizer files: the tokenizer, every token's bytes, end tokens, chat template.
+"""A model's tokenizer: the tokenizer itself, every token's bytes, end tokens, chat template. Of a directory or a GGUF.
 
 Knows: tokenizer.json and its companions. Must not know: torch, transformers, prompts, weights.
 """
@@ -14,11 +14,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from branchwork.runtime.loading.companions import companion
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.gguf_file import is_gguf, open_gguf
+from branchwork.runtime.loading.gguf_tokenizer import gguf_tokenizer
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a model directory, without padding or truncation. Raises LoadError (tokenizer)."""
+    """The tokenizer of a model directory or GGUF file, without padding or truncation. Raises LoadError (tokenizer)."""
+    if is_gguf(directory):
+        return gguf_tokenizer(open_gguf(directory))
     path = directory / "tokenizer.json"
     if not path.is_file():
         slow = (directory / "tokenizer.model").is_file()
@@ -35,6 +40,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
+def has_tokenizer(model: Path) -> bool:
+    """Whether a model brings a tokenizer of its own; drafts made for one model need none."""
+    return is_gguf(model) or (model / "tokenizer.json").is_file()
+
+
 def token_bytes(directory: Path, tokenizer: Tokenizer | None = None) -> list[bytes]:
     """The bytes each token stands for, by id; b"" for special tokens and for ids without a token.
 
@@ -44,7 +54,7 @@ def token_bytes(directory: Path, tokenizer: Tokenizer | None = None) -> list[byt
     Raises LoadError (tokenizer) for a vocabulary that is neither byte-level nor sentencepiece-like.
     """
     tokenizer = tokenizer or load_tokenizer(directory)
-    return spell(tokenizer, directory, _json(directory / "config.json").get("vocab_size") or 0)
+    return spell(tokenizer, directory, companion(directory, "config.json").get("vocab_size") or 0)
 
 
 def spell(tokenizer: Tokenizer, source: Path, least: int = 0) -> list[bytes]:
@@ -67,7 +77,7 @@ def eos_ids(directory: Path, tokenizer: Tokenizer | None = None) -> tuple[int, .
     """
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        given = _json(directory / name).get("eos_token_id")
+        given = companion(directory, name).get("eos_token_id")
         ends.update([given] if isinstance(given, int) else given or [])
     eos = special_texts(directory).get("eos_token")
     number = (tokenizer or load_tokenizer(directory)).token_to_id(eos) if eos else None
@@ -76,7 +86,7 @@ def eos_ids(directory: Path, tokenizer: Tokenizer | None = None) -> tuple[int, .
 
 def special_texts(directory: Path) -> dict[str, str]:
     """Texts of the special tokens that chat templates name (bos_token, eos_token, pad_token, unk_token), those set."""
-    said = _json(directory / "special_tokens_map.json") | _json(directory / "tokenizer_config.json")
+    said = companion(directory, "special_tokens_map.json") | companion(directory, "tokenizer_config.json")
     texts = {name: _content(said.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     return {name: text for name, text in texts.items() if text}
 
@@ -84,7 +94,7 @@ def special_texts(directory: Path) -> dict[str, str]:
 def adds_bos(directory: Path) -> bool:
     """Whether the model expects its bos token before a prompt that no template wrote."""
     bos = special_texts(directory).get("bos_token")
-    said = _json(directory / "tokenizer_config.json").get("add_bos_token")
+    said = companion(directory, "tokenizer_config.json").get("add_bos_token")
     if bos is None or said is not None:
         return bos is not None and bool(said)
     return json.dumps(bos, ensure_ascii=False) in _state(load_tokenizer(directory).post_processor)
@@ -93,10 +103,10 @@ def adds_bos(directory: Path) -> bool:
 def chat_template(directory: Path) -> str | None:
     """The Jinja text, None when the model has none. chat_template.jinja wins over the others, as in transformers."""
     own = directory / "chat_template.jinja"
-    if own.is_file():
+    if not is_gguf(directory) and own.is_file():
         return own.read_text(encoding="utf-8")
-    inline = _json(directory / "tokenizer_config.json").get("chat_template")
-    inline = _json(directory / "chat_template.json").get("chat_template", inline)
+    inline = companion(directory, "tokenizer_config.json").get("chat_template")
+    inline = companion(directory, "chat_template.json").get("chat_template", inline)
     if isinstance(inline, list):  # named templates
         inline = {item["name"]: item["template"] for item in inline}.get("default")
     return inline if isinstance(inline, str) else None
@@ -143,14 +153,3 @@ def _content(token: Any) -> str:
     """A special token's text: files hold a string or an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A companion file's object; {} when the file is absent."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise LoadError("tokenizer", f"{path} cannot be read as JSON: {error}") from error
-    return value if isinstance(value, dict) else {}

@@ -24,13 +24,17 @@ _SHOWN = 8  # names listed in an error before "and N more"
 
 
 class Weights:
-    """An opened checkpoint. `shapes`: every tensor's shape; nothing of the data has been read yet.
+    """An opened checkpoint of plain floats, as `Checkpoint`. `shapes`: every tensor's.
 
     Raises LoadError (not_found, weights_missing, weights_damaged) naming the file.
     """
 
+    quantization = ""
+    bits = 0
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.notes: list[str] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Any] = {}  # tensor name -> open safetensors handle
         self._paths: dict[str, Path] = {}
@@ -42,42 +46,62 @@ class Weights:
                 self._paths[name] = path
 
     def verify(self, expected: Mapping[str, tuple[int, ...]], ignorable: re.Pattern[str]) -> None:
-        """Both ways: every expected tensor is here in its shape, and nothing else but names matching `ignorable`.
-
-        Raises LoadError (weights_mismatch) listing names, or the tensor with both shapes.
-        """
-        missing = [name for name in expected if name not in self.shapes]
-        extra = [name for name in self.shapes if name not in expected and not ignorable.search(name)]
-        problems = []
-        if missing:
-            problems.append(f"missing tensors: {_list(missing)}")
-        if extra:
-            problems.append(f"unexpected tensors: {_list(extra)}")
-        for name, shape in expected.items():
-            here = self.shapes.get(name, shape)
-            if here != shape:
-                problems.append(f"tensor {name} has shape {list(here)} where config.json implies {list(shape)}")
-        if problems:
-            raise LoadError(
-                "weights_mismatch",
-                f"the weights in {self.directory} do not fit their config.json: {'; '.join(problems[:_SHOWN])}. "
-                "Check that both come from the same model and that nothing was renamed.",
-            )
+        """As in `Checkpoint`."""
+        check_names(f"the weights in {self.directory}", "config.json", self.shapes, expected, ignorable)
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """One tensor. Raises LoadError (weights_damaged) when its bytes cannot be read."""
+        """As in `Checkpoint`: a view of the mapped file where it is stored in this dtype."""
+        return self.stored(name).to(device=device, dtype=dtype)
+
+    def matrix(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """As `read`."""
+        return self.read(name, dtype, device)
+
+    def stored(self, name: str) -> Tensor:
+        """A tensor as it lies in the file. Raises LoadError (weights_damaged) when its bytes cannot be read."""
         try:
             tensor: Tensor = self._files[name].get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise _damaged(self._paths[name], error) from error
-        return tensor.to(device=device, dtype=dtype, copy=True)
+        return tensor
+
+
+def check_names(
+    what: str,
+    config: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    ignorable: re.Pattern[str],
+) -> None:
+    """Raises LoadError (weights_mismatch) unless `shapes` and `expected` agree but for names matching `ignorable`.
+
+    what: the weights in words; config: where `expected` comes from.
+    """
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected and not ignorable.search(name)]
+    problems = []
+    if missing:
+        problems.append(f"missing tensors: {_list(missing)}")
+    if extra:
+        problems.append(f"unexpected tensors: {_list(extra)}")
+    for name, shape in expected.items():
+        here = shapes.get(name, shape)
+        if here != shape:
+            problems.append(f"tensor {name} has shape {list(here)} where {config} implies {list(shape)}")
+    if problems:
+        raise LoadError(
+            "weights_mismatch",
+            f"{what} do not fit their {config}: {'; '.join(problems[:_SHOWN])}. "
+            "Check that both come from the same model and that nothing was renamed.",
+        )
 
 
 def choose_dtype(choice: str, stored: str, device: torch.device) -> torch.dtype:
     """The dtype to compute in. choice: auto | float32 | bfloat16; stored: the checkpoint's own.
 
-    auto keeps bfloat16 where the device computes in it natively and float32 elsewhere: float16 has too short a range
-    for CPUs' kernels, and a CPU without bfloat16 instructions is slower with it. Raises LoadError for another choice.
+    auto keeps bfloat16 where the device computes in it natively, and takes it for float16, whose range is too short for
+    CPUs' kernels; elsewhere, and for float32, it is float32: a CPU without bfloat16 instructions is slower with it.
+    Raises LoadError for another choice.
     """
     if choice in ("float32", "bfloat16"):
         return torch.float32 if choice == "float32" else torch.bfloat16
@@ -85,7 +109,7 @@ def choose_dtype(choice: str, stored: str, device: torch.device) -> torch.dtype:
         raise LoadError("unsupported", f"dtype {choice!r} is not supported; use auto, float32 or bfloat16")
     if device.type != "cpu":
         return torch.float32 if stored == "float32" else torch.bfloat16
-    native = stored == "bfloat16" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = stored in ("bfloat16", "float16") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from branchwork import kernels
+from branchwork.kernels.reference.quant import Quantized, cat, dequantize
 from branchwork.runtime.cache.kv_pool import KVPool
-from branchwork.runtime.loading.weights import Weights
+from branchwork.runtime.loading.checkpoint import Checkpoint
 from branchwork.runtime.models.attention import Attention
 from branchwork.runtime.models.layers import Linear, Mlp, Rotary
 from branchwork.runtime.models.spec import ModelSpec
 from branchwork.runtime.models.step import Step
 
 Progress = Callable[[float], None]
+Part = TypeVar("Part", bound=Tensor | Quantized)
+_EMBEDDING = "model.embed_tokens.weight"
 _IGNORABLE = r"rotary_emb\.inv_freq$|self_attn\.masked_bias$"
 _TIED = r"|^lm_head\.weight$"  # some checkpoints store the shared matrix twice
 
@@ -45,46 +49,47 @@ class Layer:
 
 
 class Decoder:
-    """A loaded model. `dtype` is that of weights and KV; `weight_bytes` counts every parameter once
-    (the packed copy that a tied head keeps beside the embedding comes on top).
+    """A loaded model. `dtype` is that of activations and KV, and of weights that are not quantized.
 
+    weight_bytes: of all weights as they were handed over, a tensor that serves twice counted once. quantization: what
+    the matrices are stored as, "" for floats. notes: what was converted while loading, a line each.
     Its layers run in one call where the kernels offer that for it, or else op by op."""
 
     def __init__(self, spec: ModelSpec, parts: kernels.StackParts) -> None:
         self.spec = spec
-        self.dtype = parts.embed.dtype
-        self.device = parts.embed.device
+        self.dtype = parts.norm.dtype
+        self.device = parts.norm.device
         self.weight_bytes = parts.bytes
+        self.quantization = ""
+        self.notes: list[str] = []
         self._stack = kernels.stack(parts)
         if self._stack is None:
             self._rotary = parts.angles
-            self._embed = parts.embed
+            self._embed = dequantize(parts.embed, self.dtype) if isinstance(parts.embed, Quantized) else parts.embed
             self._layers = [Layer(spec, parts.layer(i)) for i in range(spec.layers)]
             self._norm = parts.norm
             self._head = Linear(parts.head)
 
     @classmethod
     def load(
-        cls, spec: ModelSpec, weights: Weights, dtype: torch.dtype, device: torch.device, progress: Progress | None
+        cls,
+        spec: ModelSpec,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Progress | None,
     ) -> Decoder:
         """Raises LoadError before any data is read when names or shapes do not fit the spec."""
         expected = tensors(spec)
-        weights.verify(expected, re.compile(_IGNORABLE + (_TIED if spec.tied else "")))
-        reader = _Reader(weights, dtype, device)
-        embed = reader.read("model.embed_tokens.weight")
-
-        def layer(i: int) -> kernels.LayerParts:
-            parts = _layer(spec, reader, i)
-            if progress is not None:
-                progress((i + 1) / spec.layers)
-            return parts
-
+        checkpoint.verify(expected, re.compile(_IGNORABLE + (_TIED if spec.tied else "")))
+        reader = _Reader(checkpoint, dtype, device, expected, progress)
+        head = reader.matrix(_EMBEDDING if spec.tied else "lm_head.weight")
         a = spec.attention
         parts = kernels.StackParts(
-            embed=embed,
+            embed=head if spec.tied else reader.matrix(_EMBEDDING),
             norm=reader.read("model.norm.weight"),
-            head=embed if spec.tied else reader.read("lm_head.weight"),
-            layer=layer,
+            head=head,
+            layer=lambda i: _layer(spec, reader, i),
             angles=Rotary(spec.rope, a.head_dim, device),
             layers=spec.layers,
             heads=a.heads,
@@ -94,7 +99,11 @@ class Decoder:
             eps=spec.eps,
             bytes=sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize,
         )
-        return cls(spec, parts)
+        model = cls(spec, parts)
+        model.weight_bytes = reader.held
+        model.quantization = checkpoint.quantization
+        model.notes = checkpoint.notes
+        return model
 
     @torch.inference_mode()
     def hidden(self, step: Step, kv: KVPool) -> Tensor:
@@ -130,7 +139,7 @@ def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor a checkpoint of this spec holds."""
     a, c, f = spec.attention, spec.hidden, spec.ffn
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab, c), "model.norm.weight": (c,)}
+    shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (spec.vocab, c), "model.norm.weight": (c,)}
     if not spec.tied:
         shapes["lm_head.weight"] = (spec.vocab, c)
     linears = [
@@ -155,21 +164,55 @@ def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 class _Reader:
-    """Reads tensors by name in one dtype onto one device."""
+    """Reads tensors by name onto one device: matrices as they are stored, everything else in one dtype.
 
-    def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
-        self._weights = weights
+    held: bytes handed out so far, a name asked for twice counted once.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        expected: Mapping[str, tuple[int, ...]],
+        progress: Progress | None,
+    ) -> None:
+        self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
+        self._expected = expected
+        self._total = sum(map(math.prod, expected.values()))
+        self._bytes: dict[str, int] = {}
+        self._progress = progress
+
+    @property
+    def held(self) -> int:
+        return sum(self._bytes.values())
 
     def read(self, *names: str) -> Tensor:
-        """One tensor, or several stacked along their first dimension."""
-        parts = [self._weights.read(name, self._dtype, self._device) for name in names]
+        """One tensor of floats, or several stacked along their first dimension."""
+        parts = [self._told(name, self._checkpoint.read(name, self._dtype, self._device)) for name in names]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def matrix(self, *names: str) -> Tensor | Quantized:
+        """One matrix or several below each other; floats if any of them is, and on devices without integer kernels."""
+        parts = [self._told(name, self._checkpoint.matrix(name, self._dtype, self._device)) for name in names]
+        kept = [part for part in parts if isinstance(part, Quantized)]
+        if kept and len(kept) == len(parts) and self._device.type == "cpu":
+            return kept[0] if len(kept) == 1 else cat(kept)
+        floats = [part if isinstance(part, Tensor) else dequantize(part, self._dtype) for part in parts]
+        return floats[0] if len(floats) == 1 else torch.cat(floats)
+
     def affine(self, at: str, bias: bool, *names: str) -> kernels.Affine:
-        weight = self.read(*(f"{at}{name}.weight" for name in names))
+        weight = self.matrix(*(f"{at}{name}.weight" for name in names))
         return kernels.Affine(weight, self.read(*(f"{at}{name}.bias" for name in names)) if bias else None)
+
+    def _told(self, name: str, part: Part) -> Part:
+        """Count what was read and report how much of all weights that makes."""
+        self._bytes[name] = part.nbytes
+        if self._progress is not None:
+            self._progress(sum(math.prod(self._expected[name]) for name in self._bytes) / self._total)
+        return part
 
 
 def _layer(spec: ModelSpec, reader: _Reader, i: int) -> kernels.LayerParts:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from branchwork.runtime.loading.checkpoint import open_checkpoint
 from branchwork.runtime.loading.errors import LoadError
-from branchwork.runtime.loading.weights import Weights, choose_dtype
+from branchwork.runtime.loading.weights import choose_dtype
 from branchwork.runtime.models import llama, mistral, qwen2, qwen3
 from branchwork.runtime.models.decoder import Decoder, Progress
 from branchwork.runtime.models.spec import Fields, ModelSpec
@@ -24,9 +25,9 @@ FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
 }
 
 
-def load_spec(directory: Path) -> ModelSpec:
-    """Raises LoadError (not_found, config, unsupported) for a directory whose model cannot be served."""
-    fields = Fields.read(directory)
+def load_spec(model: Path) -> ModelSpec:
+    """Of a model directory or GGUF file. Raises LoadError (not_found, config, unsupported) if it cannot be served."""
+    fields = Fields.read(model)
     names = fields.values.get("architectures")
     if not isinstance(names, list) or not names:
         raise LoadError("config", f"{fields.where}: architectures must name the model's class, got {names!r}")
@@ -40,12 +41,18 @@ def load_spec(directory: Path) -> ModelSpec:
 
 
 def load_model(
-    directory: Path, *, dtype: str = "auto", device: str = "cpu", progress: Progress | None = None
+    model: Path, *, dtype: str = "auto", device: str = "cpu", quantize: str = "", progress: Progress | None = None
 ) -> Decoder:
-    """A model ready to run. dtype: auto | float32 | bfloat16. progress hears the loaded fraction.
+    """A model ready to run, from a directory or GGUF file. dtype: auto | float32 | bfloat16.
+
+    quantize: "" | int8 | int4. progress hears the loaded fraction of all weights.
 
     Raises LoadError; everything that can be known from headers is checked before data is read.
     """
-    spec = load_spec(directory)
+    spec = load_spec(model)
     where = torch.device(device)
-    return Decoder.load(spec, Weights(directory), choose_dtype(dtype, spec.stored, where), where, progress)
+    chosen = choose_dtype(dtype, spec.stored, where)
+    checkpoint = open_checkpoint(model, quantize)
+    if spec.stored == "float16":
+        checkpoint.notes.append(f"weights stored in float16 compute in {str(chosen).removeprefix('torch.')}")
+    return Decoder.load(spec, checkpoint, chosen, where, progress)

@@ -66,6 +66,11 @@ def _mscale(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
+def _factors(spec: RopeSpec, plain: Tensor) -> tuple[Tensor, float]:
+    """Each frequency divided by a number of its own, as GGUF files spell llama3."""
+    return plain / torch.tensor(spec.factors), 1.0
+
+
 # dynamic rescales only past the trained context, which is where the runtime ends a transcript: up to there it is plain
 KINDS: dict[str, Callable[[RopeSpec, Tensor], tuple[Tensor, float]]] = {
     "default": _default,
@@ -73,4 +78,5 @@ KINDS: dict[str, Callable[[RopeSpec, Tensor], tuple[Tensor, float]]] = {
     "dynamic": _default,
     "llama3": _llama3,
     "yarn": _yarn,
+    "factors": _factors,
 }

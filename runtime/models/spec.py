@@ -11,16 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from branchwork.runtime.loading.companions import companion
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.gguf_file import is_gguf
 
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary embedding: kind is a row of models.rope.KINDS, parameters are that kind's own numbers."""
+    """Rotary embedding: kind is a row of models.rope.KINDS, parameters are that kind's own numbers.
+
+    factors: for the kind of that name, what each of the D / 2 frequencies is divided by."""
 
     kind: str
     theta: float
     parameters: Mapping[str, float]
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,15 @@ class Fields:
         self.where = where
 
     @classmethod
-    def read(cls, directory: Path) -> Fields:
-        path = directory / "config.json"
+    def read(cls, model: Path) -> Fields:
+        """Of a model directory, or of a GGUF file's metadata."""
+        if is_gguf(model):
+            return cls(companion(model, "config.json"), str(model))
+        path = model / "config.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise LoadError("not_found", f"{directory} has no config.json: it is not a model directory") from None
+            raise LoadError("not_found", f"{model} has no config.json: it is not a model directory") from None
         except (OSError, ValueError) as error:
             raise LoadError("config", f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(values, dict):
@@ -172,6 +180,7 @@ _ROPE_NUMBERS = {
     "dynamic": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
+    "factors": (),
 }
 _ROPE_OPTIONAL = {"yarn": ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate")}
 
@@ -198,7 +207,7 @@ def _rope(fields: Fields, context: int) -> RopeSpec:
     for name in _ROPE_OPTIONAL.get(kind, ()):
         if given.get(name) is not None:
             parameters[name] = float(given[name])
-    return RopeSpec(kind, theta, parameters)
+    return RopeSpec(kind, theta, parameters, tuple(given["factors"]) if kind == "factors" else ())
 
 
 def _short(value: object) -> str:

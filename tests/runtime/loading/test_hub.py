@@ -42,10 +42,10 @@ def test_a_path_or_a_word_that_leads_nowhere_never_asks_the_hub(name: str, monke
     assert "sapling" in error.message
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
+def test_a_file_of_another_kind_is_no_model(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
     file.write_bytes(b"GGUF")
-    assert "is a file, not a model directory" in refusal(str(file)).message
+    assert "is a file, but no .gguf" in refusal(str(file)).message
 
 
 def test_an_installation_without_the_packaged_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
