@@ -9,6 +9,7 @@
 #include "native_sample.c"
 #include "native_product.c"
 #include "native_stack.c"
+#include "native_probe.c"
 #undef vf
 #undef vi
 #undef vu
