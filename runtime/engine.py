@@ -34,6 +34,7 @@ from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.registry import load_model, load_spec
+from branchwork.runtime.models.size import in_layers, looked_up, parameters
 from branchwork.runtime.plan import Plan, Result, Row
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
@@ -249,6 +250,12 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         device=device,
         family=spec.family,
         vocab=spec.vocab,
+        weight_bytes=model.weight_bytes,
+        kv_bytes=config.pages * size.page_bytes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        parameters=parameters(spec),
+        in_layers=in_layers(spec),
+        read_bytes=model.weight_bytes - looked_up(spec) * model.dtype.itemsize,
     )
     return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)
 

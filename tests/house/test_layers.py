@@ -49,6 +49,8 @@ TORCH_ROOMS = (
     "engine",
     "sapling",
     "doctor",
+    "doctor_model",
+    "bench_machine",
 )
 
 
