@@ -104,7 +104,8 @@ def _guessing(options: dict[str, Any]) -> str:
 
 def _machine(rates: Rates) -> str:
     threads = f"{rates.threads} thread{'s' * (rates.threads != 1)}"
+    by = "" if rates.reader == "native" else f" (by {rates.reader}: slower than memory where it fits into a cache)"
     return (
-        f"Measured here with {threads}: {rates.read / 1e9:.1f} GB/s for a plain read of {size(rates.buffer)}, "
+        f"Measured here with {threads}: {rates.read / 1e9:.1f} GB/s for a plain read of {size(rates.buffer)}{by}, "
         f"{rates.matrix / 1e9:.0f} GFLOP/s for {rates.dtype} products."
     )
