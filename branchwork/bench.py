@@ -211,6 +211,7 @@ def _row(facts: dict[str, Any], rates: Rates, work: Workload, rounds: Sequence[R
 
 def _bytes_read(facts: dict[str, Any], work: Workload, done: Round) -> float:
     """By the forwards of a generation: all weights, and the KV of every stream, which grows to prompt + generate."""
-    token = facts["kv_bytes"] / (facts["pages"] * facts["page_size"])
+    token: float = facts["kv_bytes"] / (facts["pages"] * facts["page_size"])
     context = work.prompt + work.generate / 2
-    return done.forwards * (facts["read_bytes"] + work.streams * context * token)
+    weights: int = facts["read_bytes"]
+    return done.forwards * (weights + work.streams * context * token)
