@@ -35,6 +35,7 @@ from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.registry import load_model, load_spec
+from branchwork.runtime.models.size import in_layers, looked_up, parameters
 from branchwork.runtime.plan import Plan, Result, Row
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
@@ -194,16 +195,16 @@ def probe(config: Config, runner: Hands, tokens: int, draft: int = 0) -> None:
     runner.launch(Plan(0, (row,))).collect()
 
 
-def threads_of(config: Config, runner: Hands, cores: int) -> str:
-    """Settle the number of CPU threads; a line that says why it is that."""
+def threads_of(config: Config, runner: Hands, cores: int) -> tuple[int, str]:
+    """Settle the number of CPU threads; with a line that says why it is that."""
     if config.threads:
         set_threads(config.threads)
-        return f"threads: {config.threads}, as asked for"
+        return config.threads, f"threads: {config.threads}, as asked for"
 
     def forward(tokens: int) -> None:
         probe(config, runner, tokens)
 
-    return pick_threads(cores, min(PROMPT, most_tokens(config)), set_threads, forward, time.perf_counter)[1]
+    return pick_threads(cores, min(PROMPT, most_tokens(config)), set_threads, forward, time.perf_counter)
 
 
 def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, vocab: int = 0) -> Speculator:
@@ -256,7 +257,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     hardware = Hardware(device=device, cores=cores(), memory=free_memory(model.device))
     config, notes = resolve(config, hardware, size)
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
-    notes.append(threads_of(config, runner, hardware.cores))
+    threads, why = threads_of(config, runner, hardware.cores)
+    notes.append(why)
     say("preparing constraints", 0.0)
     ends = eos_ids(directory, tokenizer)
     vocabulary = Vocabulary.of(tokens, ends, encoder(tokenizer))
@@ -281,6 +283,13 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         device=device,
         family=spec.family,
         vocab=spec.vocab,
+        weight_bytes=model.weight_bytes,
+        kv_bytes=config.pages * size.page_bytes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        parameters=parameters(spec),
+        in_layers=in_layers(spec),
+        read_bytes=model.weight_bytes - looked_up(spec) * model.dtype.itemsize,
+        threads=threads,
     )
     return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)
 
