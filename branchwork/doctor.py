@@ -18,7 +18,7 @@ from branchwork import doctor_model
 from branchwork.doctor_model import Rows
 from branchwork.kernels import table
 from branchwork.kernels.cpu import native
-from branchwork.runtime.config import cores, free_memory, pick_threads
+from branchwork.runtime.config import cores, free_memory
 from branchwork.runtime.grammar import walk
 from branchwork.runtime.grammar.store import default_folder
 from branchwork.runtime.loading.errors import LoadError
@@ -62,8 +62,7 @@ def _threads() -> tuple[str, str]:
     given = os.environ.get("OMP_NUM_THREADS")
     if given is not None:
         return f"OMP_NUM_THREADS={given} here", "runtimes choose their own: threads=N"
-    small, large = pick_threads(0, cores()), pick_threads(2**40, cores())
-    return f"{large} for a model, {small} for a small one", "threads=N chooses otherwise"
+    return f"chosen when a runtime starts, at most {cores()}", "threads=N sets them"
 
 
 def _without_compiler() -> str:

@@ -24,7 +24,14 @@ from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
 from branchwork.runtime.execution.drafting import DraftModel, same_vocabulary
 from branchwork.runtime.execution.memory import free_memory
-from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
+from branchwork.runtime.execution.runner import (
+    Pending,
+    Runner,
+    bytes_per_page,
+    pick_device,
+    set_threads,
+    threads_in_use,
+)
 from branchwork.runtime.grammar.compiled import prepare
 from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.recipe import Options
@@ -253,6 +260,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         weight_bytes=model.weight_bytes,
         kv_bytes=config.pages * size.page_bytes,
         dtype=str(model.dtype).removeprefix("torch."),
+        threads=threads_in_use(),
         parameters=parameters(spec),
         in_layers=in_layers(spec),
         read_bytes=model.weight_bytes - looked_up(spec) * model.dtype.itemsize,

@@ -132,7 +132,7 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
             page_size=ready.page_size,
             device=ready.device,
         )
-        host.attach(supervisor.send, ready.context, _facts(info.name, ready, threads))
+        host.attach(supervisor.send, ready.context, _facts(info.name, ready))
         if arguments.say is not None:
             arguments.say("ready", 1.0)
         server.open(host, info, config.window)
@@ -141,7 +141,7 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
         await supervisor.stop()
 
 
-def _facts(name: str, ready: wire.Ready, threads: int) -> dict[str, float | int | str]:
+def _facts(name: str, ready: wire.Ready) -> dict[str, float | int | str]:
     """What stats say of a runtime besides its counters."""
     return {
         "model": name,
@@ -155,7 +155,7 @@ def _facts(name: str, ready: wire.Ready, threads: int) -> dict[str, float | int 
         "page_size": ready.page_size,
         "context": ready.context,
         "device": ready.device,
-        "threads": threads,
+        "threads": ready.threads,
     }
 
 
