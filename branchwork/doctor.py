@@ -59,7 +59,10 @@ def _machine() -> Rows:
 
 
 def _threads() -> tuple[str, str]:
-    return f"at most {cores()}", "a runtime measures how many its model wants and says so in its log; threads=N chooses"
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given is not None:
+        return f"OMP_NUM_THREADS={given} here", "runtimes choose their own: threads=N"
+    return f"chosen when a runtime starts, at most {cores()}", "threads=N sets them"
 
 
 def _without_compiler() -> str:

@@ -209,10 +209,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     weight_bytes: int = 0
     kv_bytes: int = 0  # of the whole pool
     dtype: str = ""
+    threads: int = 1
     parameters: int = 0
     in_layers: int = 0
     read_bytes: int = 0
-    threads: int = 0
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):

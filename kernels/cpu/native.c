@@ -248,11 +248,13 @@ DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int6
 DISPATCH(sample, (const Sampling *a), (a))
 DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
 DISPATCH(logits, (const Product *w, const float *x, float *out, int64_t rows), (w, x, out, rows))
-DISPATCH(read, (const void *p, int64_t bytes, uint32_t *out), (p, bytes, out))
 DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 DISPATCH(linear, (const Product *w, const void *x, void *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 DISPATCH(weight_rows, (const Product *w, const int64_t *ids, float *out, int64_t rows), (w, ids, out, rows))
 DISPATCH(pack, (const Packing *a), (a))
+
+/* Measuring: see native_probe.c. */
+DISPATCH(read, (const void *p, int64_t bytes, uint32_t *out), (p, bytes, out))
 
 /* What this processor multiplies small numbers with: 1 AVX512-BF16, 2 AVX512-VNNI, 4 AVX-VNNI, 8 NEON, 16 NEON's dot products. */
 EXPORT int bw_features(void) {
