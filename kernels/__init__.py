@@ -149,9 +149,9 @@ def sample(
 
 
 def stack(parts: StackParts) -> Stack | None:
-    """All layers of a decoder as one call, where that pays; None where the ops above serve it as well or better.
+    """All layers of a decoder as one call; None where only the ops above serve it.
 
     Reads the layers only in the first case.
     """
-    out: Stack | None = implementation("stack", parts.embed.device.type)(parts)
+    out: Stack | None = implementation("stack", parts.norm.device.type)(parts)
     return out

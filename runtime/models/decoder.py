@@ -52,8 +52,8 @@ class Decoder:
 
     def __init__(self, spec: ModelSpec, parts: kernels.StackParts) -> None:
         self.spec = spec
-        self.dtype = parts.embed.dtype
-        self.device = parts.embed.device
+        self.dtype = parts.norm.dtype
+        self.device = parts.norm.device
         self.weight_bytes = parts.bytes
         self._stack = kernels.stack(parts)
         if self._stack is None:
