@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import branchwork.runtime.sapling
 from branchwork import kernels
 from branchwork.kernels import table
-from branchwork.kernels.cpu import native, stack
+from branchwork.kernels.cpu import native, product, stack
 from branchwork.kernels.reference.quant import Quantized, dequantize
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.models.decoder import Decoder
@@ -192,6 +193,23 @@ def test_products_of_every_kind_give_what_their_floats_give() -> None:
     one = step([(0, tokens(70, 1), forked([70], 0)[0])], [69, 5])
     found, expected = whole.forward(one, pool(whole)), floats.forward(one, pool(floats))
     assert ((found - expected).norm() / expected.norm()).item() < 0.03  # inputs are rounded to 8 bits
+
+
+@pytest.mark.parametrize("missing", [(stack,), (stack, product)], ids=["one call", "library"])
+def test_products_of_every_kind_serve_op_by_op(missing: tuple[ModuleType, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Decoder(SPEC, mixed(SPEC))
+    one = step([(0, tokens(70, 1), forked([70], 0)[0])], [69, 5])
+    expected = whole.forward(one, pool(whole))
+    with monkeypatch.context() as patch:
+        for module in missing:
+            patch.setattr(module, "available", False)
+            patch.setattr(module, "why", "done without")
+        table.implementation.cache_clear()
+        plain = Decoder(SPEC, mixed(SPEC))
+        found = plain.forward(one, pool(plain))
+    table.implementation.cache_clear()
+    assert plain._stack is None
+    assert ((found - expected).norm() / expected.norm()).item() < 0.03
 
 
 def test_a_row_through_integer_products_does_not_depend_on_its_batch_or_threads() -> None:
