@@ -7,19 +7,27 @@ T tokens, C channels, H query heads, KVH key/value heads, D head dimension, P pa
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from branchwork.kernels.cpu.product import Packed
+from branchwork.kernels.reference.quant import Quantized
 from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
 from branchwork.kernels.table import Choice, implementation, report
+
+Weight = Tensor | Quantized | Packed  # what a product takes
 
 __all__ = [
     "Affine",
     "Choice",
     "LayerParts",
+    "Packed",
+    "Quantized",
     "Stack",
     "StackParts",
+    "Weight",
     "add_rms_norm",
     "embedding",
     "linear",
@@ -63,18 +71,23 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]. The weight may come from pack_linear."""
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N] of x's dtype.
+
+    The weight is a tensor or what pack_linear made. A product with integer weights rounds its inputs to integers, too.
+    """
     out: Tensor = implementation("linear", x.device.type)(x, weight, bias)
     return out
 
 
-def pack_linear(weight: Tensor) -> Tensor:
+def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Weight:
     """weight [N, K] in the layout that `linear` is fastest with on its device; of use to `linear` alone.
 
-    May be a copy: drop the original where nothing else needs it.
+    May be a copy: drop the original where nothing else needs it. dtype: what a Quantized weight becomes where nothing
+    here multiplies integers (bfloat16 if not given). Raises ValueError for a Quantized whose parts do not fit.
     """
-    out: Tensor = implementation("pack_linear", weight.device.type)(weight)
+    device = (weight.values if isinstance(weight, Quantized) else weight).device.type
+    out: Weight = implementation("pack_linear", device)(weight, dtype)
     return out
 
 

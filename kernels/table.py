@@ -42,8 +42,12 @@ def _native(op: str, file: str = "cpu.fused") -> Entry:
     return Entry("native", file, op, optional=True)
 
 
-def _onednn(op: str) -> Entry:
-    return Entry("onednn", "cpu.packed_linear", op, optional=True)
+def _products(op: str) -> tuple[Entry, Entry, Entry]:
+    return (
+        _native(op, "cpu.product"),
+        Entry("onednn", "cpu.packed_linear", op, optional=True),
+        Entry("torch", "cpu.linear", op),
+    )
 
 
 TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
@@ -51,8 +55,8 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
     "add_rms_norm": _row("add_rms_norm", "norm", _native("add_rms_norm")),
     "rope": _row("rope", "rope", _native("rope")),
     "silu_mul": _row("silu_mul", "activation", _native("silu_mul")),
-    "linear": _row("linear", "linear", _onednn("linear"), Entry("torch", "cpu.linear", "linear")),
-    "pack_linear": _row("pack_linear", "linear", _onednn("pack_linear")),
+    "linear": _row("linear", "linear", *_products("linear")),
+    "pack_linear": _row("pack_linear", "linear", *_products("pack_linear")),
     "embedding": _row("embedding", "linear"),
     "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv")),
     "rope_store_kv": _row("rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -20,7 +21,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page.
     budget: tokens computed in one step. max_running: requests that hold KV at once. queue_limit: requests that wait.
     context: longest transcript in tokens (at most the model's own). policy: order of waiting requests, lpm | fcfs.
-    threads: CPU threads of the engine. window: nodes a client may have under way.
+    threads: CPU threads of the engine, 0 for what is fastest at the start. window: nodes a client may have under way.
     max_branches: branches of one program. restarts: engine restarts before the gateway gives up.
     grammar_backend: auto | dfa | llguidance | xgrammar for all constraints. grammar_seconds, grammar_memory: what
     compiling one may take, in seconds (a DFA gets one at most, then llguidance takes over) and in GiB.
@@ -63,7 +64,7 @@ class ConfigError(ValueError):
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """What `resolve` needs to know of a machine. memory: free bytes on `device`."""
+    """What `resolve` needs to know of a machine. cores: as of `cores`. memory: free bytes on `device`."""
 
     device: str
     cores: int
@@ -101,7 +102,7 @@ _ONE_OF = {
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
 _GPU_SHARE = 0.85
-_ONE_THREAD = 32 * 2**20  # bytes of weights under which waking a second thread costs more than it brings (LOG.md)
+_UNBOUNDED = 2**16  # cores
 _KV_CEILING = 4 * 2**30  # bytes on a CPU unless `memory` or `pages` says more
 
 
@@ -148,7 +149,7 @@ def _check_guessers(config: Config) -> None:
 
 
 def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Config, list[str]]:
-    """Fill in everything left open. Pure. The notes say what was decided and why, a line each.
+    """Fill in everything left open but `threads`, which takes measuring. Pure. The notes say what was decided and why, a line each.
 
     Raises ConfigError when not even one full context of KV fits.
     """
@@ -174,22 +175,34 @@ def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Confi
             f"give pages={least} or more, or memory= in GiB ({model.page_bytes} bytes a page)"
         )
     budget = config.budget or (1024 if hardware.device == "cpu" else 8192)
-    threads = config.threads or pick_threads(model.weight_bytes, hardware.cores)
     device = hardware.device if config.device == "auto" else config.device
-    resolved = msgspec.structs.replace(
-        config, context=context, pages=pages, budget=budget, threads=threads, device=device
-    )
-    return resolved, notes
-
-
-def pick_threads(weight_bytes: int, cores: int) -> int:
-    """CPU threads of an engine. A small model is done before a second thread has woken up."""
-    return 1 if weight_bytes < _ONE_THREAD else min(cores, 16)
+    return msgspec.structs.replace(config, context=context, pages=pages, budget=budget, device=device), notes
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores this process may use: hardware threads of one core count once; the affinity mask, a container's quota
+    and OMP_NUM_THREADS are upper bounds."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    most = int(limit) if limit.isdecimal() else _UNBOUNDED
+    return max(1, min(len({_siblings(cpu) for cpu in allowed}), _quota(), most))
+
+
+def _siblings(cpu: int) -> str:
+    """The hardware threads of this one's core, as the system writes them."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """Cores that the control group's quota amounts to."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except OSError:
+        return _UNBOUNDED
+    return _UNBOUNDED if limit == "max" else max(1, int(limit) // int(period))
 
 
 def free_memory() -> int:

@@ -25,6 +25,7 @@ from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, 
 from branchwork.runtime.execution.drafting import DraftModel, same_vocabulary
 from branchwork.runtime.execution.memory import free_memory
 from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
+from branchwork.runtime.execution.threads import pick_threads
 from branchwork.runtime.grammar.compiled import prepare
 from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.recipe import Options
@@ -41,6 +42,7 @@ from branchwork.runtime.speculative.draft_model import ModelDrafter, timed
 from branchwork.runtime.speculative.lookup import Lookup
 from branchwork.runtime.speculative.speculator import Speculator
 
+PROMPT = 64  # tokens of the step that stands for prompts when numbers of threads are compared
 MAX_INBOX = 10_000  # messages taken between two steps: a flood of requests may not starve the running ones
 
 
@@ -174,17 +176,38 @@ def draft_of(config: Config, directory: Path, tokens: list[bytes], device: str) 
     return load_model(path, dtype=config.dtype, device=device)
 
 
+def most_tokens(config: Config) -> int:
+    """Tokens of the largest step that fits an empty pool."""
+    return min(config.pages * config.page_size, config.budget)
+
+
+def probe(config: Config, runner: Hands, tokens: int, draft: int = 0) -> None:
+    """One step of so many tokens of one row, to be timed while no page is anybody's."""
+    pages = range(-(-tokens // config.page_size))
+    row = Row(-1, 0, [0] * tokens, pages, wire.Shape(temperature=0.0), position=1, draft=draft)
+    runner.launch(Plan(0, (row,))).collect()
+
+
+def threads_of(config: Config, runner: Hands, cores: int) -> str:
+    """Settle the number of CPU threads; a line that says why it is that."""
+    if config.threads:
+        set_threads(config.threads)
+        return f"threads: {config.threads}, as asked for"
+
+    def forward(tokens: int) -> None:
+        probe(config, runner, tokens)
+
+    return pick_threads(cores, min(PROMPT, most_tokens(config)), set_threads, forward, time.perf_counter)[1]
+
+
 def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, vocab: int = 0) -> Speculator:
     """Who guesses tokens, and what a step costs here: measured now, while no page is anybody's. vocab: of the main
     model, for its draft."""
     if not config.guessers:
         return Speculator(grammar=False)
-    most = min(config.pages * config.page_size, config.budget)
 
-    def forward(tokens: int) -> None:
-        pages = range(-(-tokens // config.page_size))
-        row = Row(-1, 0, [0] * tokens, pages, wire.Shape(temperature=0.0), position=1, draft=tokens - 1)
-        runner.launch(Plan(0, (row,))).collect()
+    def verify(tokens: int) -> None:
+        probe(config, runner, tokens, draft=tokens - 1)
 
     model = None
     if draft is not None:
@@ -192,7 +215,9 @@ def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, v
         cost = timed(small, config.pages, config.page_size)
         model = ModelDrafter(small, config.pages, config.page_size, draft.spec.context, cost)
     drafters = (Lookup(),) if "lookup" in config.guessers else ()
-    return Speculator(drafters, measured(forward, time.perf_counter, most), "grammar" in config.guessers, model)
+    return Speculator(
+        drafters, measured(verify, time.perf_counter, most_tokens(config)), "grammar" in config.guessers, model
+    )
 
 
 class Built(NamedTuple):
@@ -222,9 +247,10 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         page_bytes=sum(bytes_per_page(each.spec, config.page_size, each.dtype) for each in models),
         weight_bytes=sum(each.weight_bytes for each in models),
     )
-    config, notes = resolve(config, Hardware(device=device, cores=cores(), memory=free_memory(model.device)), size)
-    set_threads(config.threads)
+    hardware = Hardware(device=device, cores=cores(), memory=free_memory(model.device))
+    config, notes = resolve(config, hardware, size)
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
+    notes.append(threads_of(config, runner, hardware.cores))
     say("preparing constraints", 0.0)
     ends = eos_ids(directory, tokenizer)
     vocabulary = Vocabulary.of(tokens, ends, encoder(tokenizer))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from branchwork.kernels.cpu import native
+from branchwork.kernels.reference.kv import ROW_TAIL
 
 available = native.available
 why = native.why
@@ -85,7 +86,7 @@ def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     call = native.ROTARY.pack(
         q.data_ptr(), k.data_ptr(), 0, cos.data_ptr(), sin.data_ptr(), q_out.data_ptr(), k_out.data_ptr(), 0, 0, 0,
-        q.shape[0], _heads(q), _heads(k), 0, 0, 0, 0, q.shape[1], k.shape[1], q.shape[2], 1,
+        q.shape[0], _heads(q), _heads(k), 0, 0, 0, 0, q.shape[1], k.shape[1], q.shape[2], 1, 0,
     )  # fmt: skip
     native.library().bw_rotary(call, element)
     return q_out, k_out
@@ -105,33 +106,33 @@ def rope_store_kv(
 
     Raises IndexError, with nothing written, when a slot lies outside the pool.
     """
-    element = _element(q, k, v, k_pool, v_pool)
+    element = _element(q, k, v)
     _check_angles(q, cos, sin)
-    _check_pool(k, v, k_pool, v_pool, slots)
+    kv8 = _check_pool(k, v, k_pool, v_pool, slots)
     q_out = q.new_empty(q.shape)
-    pages, kv_heads, size, dim = k_pool.shape
+    pages, kv_heads, size, _ = k_pool.shape
     strides = k_pool.stride()
     call = native.ROTARY.pack(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), cos.data_ptr(), sin.data_ptr(), q_out.data_ptr(), 0,
         k_pool.data_ptr(), v_pool.data_ptr(), slots.data_ptr(),
-        q.shape[0], _heads(q), _heads(k), _heads(v), strides[0], strides[1], pages, q.shape[1], kv_heads, dim, size,
+        q.shape[0], _heads(q), _heads(k), _heads(v), strides[0], strides[1], pages, q.shape[1], kv_heads, k.shape[2], size, kv8,
     )  # fmt: skip
     native.check(native.library().bw_rotary(call, element))
     return q_out
 
 
 def store_kv(k: torch.Tensor, v: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, slots: torch.Tensor) -> None:
-    """Write k, v [T, KVH, D] into pools [P, KVH, S, D] at slots int64 [T], slot = page * S + offset.
+    """Write k, v [T, KVH, D] into pools [P, KVH, S, D] (of int8: D + 8) at slots int64 [T], slot = page * S + offset.
 
     Raises IndexError, with nothing written, when a slot lies outside the pool.
     """
-    element = _element(k, v, k_pool, v_pool)
-    _check_pool(k, v, k_pool, v_pool, slots)
-    pages, kv_heads, size, dim = k_pool.shape
+    element = _element(k, v)
+    kv8 = _check_pool(k, v, k_pool, v_pool, slots)
+    pages, kv_heads, size, _ = k_pool.shape
     strides = k_pool.stride()
     call = native.ROTARY.pack(
         0, k.data_ptr(), v.data_ptr(), 0, 0, 0, 0, k_pool.data_ptr(), v_pool.data_ptr(), slots.data_ptr(),
-        k.shape[0], 0, _heads(k), _heads(v), strides[0], strides[1], pages, 0, kv_heads, dim, size,
+        k.shape[0], 0, _heads(k), _heads(v), strides[0], strides[1], pages, 0, kv_heads, k.shape[2], size, kv8,
     )  # fmt: skip
     native.check(native.library().bw_store_kv(call, element))
 
@@ -146,16 +147,22 @@ def _check_angles(q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None
 
 def _check_pool(
     k: torch.Tensor, v: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, slots: torch.Tensor
-) -> None:
+) -> bool:
+    """Whether the pools are int8."""
     strides = k_pool.stride()
+    kv8 = k_pool.dtype == torch.int8
+    if v_pool.dtype != k_pool.dtype or not (kv8 or k_pool.dtype == k.dtype):
+        raise ValueError(f"the pools must be int8 or both {k.dtype}, got {k_pool.dtype} and {v_pool.dtype}")
     if (
         k.shape != v.shape
         or k_pool.shape != v_pool.shape
         or k.shape[1] != k_pool.shape[1]
-        or k.shape[2] != k_pool.shape[3]
+        or k.shape[2] + ROW_TAIL * kv8 != k_pool.shape[3]
+        or (kv8 and k.shape[2] % 8)
     ):
         raise ValueError(f"k {tuple(k.shape)}, v {tuple(v.shape)} do not fit pools {tuple(k_pool.shape)}")
     if strides[2:] != (k_pool.shape[3], 1) or v_pool.stride() != strides:
         raise ValueError("the last two dimensions of the pools must be contiguous")
     if slots.dtype != torch.int64 or slots.shape != (k.shape[0],) or slots.stride(0) != 1:
         raise ValueError(f"slots must be contiguous int64 [{k.shape[0]}], got {slots.dtype} {tuple(slots.shape)}")
+    return kv8

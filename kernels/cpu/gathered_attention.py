@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from branchwork.kernels.reference.kv import vectors
+
 
 def paged_attention(
     q: Tensor,
@@ -31,15 +33,15 @@ def paged_attention(
         low = max(0, length - (end - begin) + 1 - window) if window > 0 else 0
         first = low // size
         pages = page_table[r, first : -(-length // size)]
-        k, v = (_gather(pool, pages)[:, low - first * size : length - first * size] for pool in (k_pool, v_pool))
+        k, v = (_gather(pool, pages, q.dtype)[:, low - first * size : length - first * size] for pool in (k_pool, v_pool))
         attend = _one_token if end - begin == 1 else _many_tokens
         out[begin:end] = attend(q[begin:end], k, v, scale, window)
     return out
 
 
-def _gather(pool: Tensor, pages: Tensor) -> Tensor:
+def _gather(pool: Tensor, pages: Tensor, dtype: torch.dtype) -> Tensor:
     """Keys or values of consecutive pages as [KVH, tokens, D]; a view where pages hold one token."""
-    parts = pool.index_select(0, pages)  # [pages, KVH, S, D]
+    parts = vectors(pool.index_select(0, pages), dtype)  # [pages, KVH, S, D]
     return parts.transpose(0, 1).flatten(1, 2)
 
 

@@ -16,8 +16,8 @@ def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor
     if k_pool.shape[2] != 1:
         reference.store_kv(k, v, k_pool, v_pool, slots)
         return
-    k_pool.squeeze(2).index_copy_(0, slots, k)
-    v_pool.squeeze(2).index_copy_(0, slots, v)
+    k_pool.squeeze(2).index_copy_(0, slots, reference.as_rows(k, k_pool.dtype))
+    v_pool.squeeze(2).index_copy_(0, slots, reference.as_rows(v, v_pool.dtype))
 
 
 def rope_store_kv(

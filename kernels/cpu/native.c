@@ -28,16 +28,20 @@
 enum { BAD_PAGE = -1, BAD_LENGTH = -2, NO_MEMORY = -3, BAD_ID = -4 };
 enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors of one attention task */
 enum { PANEL = 32, CHUNK = 64 }; /* outputs of a packed weight's panel; rows that go through a layer's products together */
-enum { STRIP = 12 };            /* rows whose prepared inputs lie interleaved: those of one pass over a panel */
+enum { STRIP = 12 };            /* rows whose prepared inputs lie together: those of one pass over a panel */
+enum { ROW_WORDS = 11 };        /* of a row's block of integers: 8 of inputs and 3 more, see native_pack.c */
+enum { FAR = 4096 };            /* bytes ahead that weights are fetched, so that they arrive while many rows compute */
+#define LOG2_E 1.44269504088896341f
+enum { AS_F32, AS_BF16, AS_INT8 }; /* what a KV pool holds */
 
 typedef struct {
-    const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D] with page and head strides */
+    const void *q, *k, *v; /* q [T, H, D] with a token stride; k, v [P, KVH, S, D (+ 8)] with page and head strides */
     void *out;             /* [T, H, D] contiguous */
     const int32_t *table, *cu, *len;
     int64_t q_stride, page_stride, head_stride, table_stride;
     int32_t rows, heads, kv_heads, dim, page, pages, window, columns, tokens; /* columns of the page table; T */
     float scale;
-    int32_t failed;
+    int32_t failed, kv8; /* kv8: pools of int8, rows as in native_kv.c */
 } Attention;
 
 typedef struct { /* where the prefetching of a block's rows stands */
@@ -52,7 +56,7 @@ typedef struct {
     void *k_pool, *v_pool;
     const int64_t *slots;
     int64_t tokens, q_stride, k_stride, v_stride, page_stride, head_stride, pages;
-    int32_t heads, kv_heads, dim, page;
+    int32_t heads, kv_heads, dim, page, kv8;
 } Rotary;
 
 typedef struct {
@@ -100,6 +104,7 @@ typedef struct {
     int64_t page_stride, head_stride, table_stride, tokens, places, angles;
     int32_t count, width, ffn, heads, kv_heads, dim, page, pages, rows, columns; /* width: C */
     float eps, scale;
+    int32_t kv8; /* pools of int8 */
 } Stack;
 
 /* Keeps the compiler from fusing what computed x with what uses it: such a result would depend on the instruction set. */
@@ -159,9 +164,11 @@ INLINE void fetch(Ahead *a, int count) {
     }
 }
 
-static int dots; /* whether vectors of 16 floats are in use and pair products are there */
+static int dots, bytes; /* whether vectors of 16 floats are in use and products of bfloat16 pairs, of bytes are there */
 #include "native_dots.c"
 #include "native_crew.c"
+#include "native_vnni.c"
+#include "native_pairs.c"
 
 #if defined(__x86_64__)
 #define VW 16
@@ -212,6 +219,7 @@ EXPORT int bw_vector_width(int want) {
     int best = widest();
     chosen = want == 0 || want > best ? best : want >= 16 ? 16 : want >= 8 ? 8 : 4;
     dots = chosen == 16 && has_dots();
+    bytes = chosen == 16 && has_bytes();
     return chosen;
 }
 

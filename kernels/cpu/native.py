@@ -13,14 +13,14 @@ from pathlib import Path
 import torch  # noqa: F401  loaded first, so that the library binds to the OpenMP pool torch already runs
 
 # The C structs of native.c, packed by `struct` (a ctypes.Structure costs microseconds to fill).
-ATTENTION = struct.Struct("@7P4q9ifi")
-ROTARY = struct.Struct("@10P7q4i")
+ATTENTION = struct.Struct("@7P4q9if2i")
+ROTARY = struct.Struct("@10P7q5i")
 SAMPLING = struct.Struct("@8P2q")
 PRODUCT = struct.Struct("@4P4i")
 PACKING = struct.Struct("@6P4i")
 LAYER = struct.Struct("@4P")  # then five products, then WINDOW
 WINDOW = struct.Struct("@2i")
-STACK = struct.Struct("@14P6q10i2f")
+STACK = struct.Struct("@14P6q10i2fi")
 
 _ERRORS: dict[int, type[Exception]] = {-1: IndexError, -2: ValueError, -3: MemoryError, -4: IndexError}
 _MESSAGES = {

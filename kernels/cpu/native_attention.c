@@ -10,14 +10,15 @@
 
 /* Addresses of the K and V rows of block `b` within [begin, end); other lanes get `zeros`, which is a row of zeros. */
 INLINE void NAME(locate)(Attention *a, const int32_t *table, int head, int b, int begin, int end,
-                         size_t element, const char *zeros, const char **k, const char **v) {
+                         const char *zeros, const char **k, const char **v, const int bf16) {
     int from = MAX(begin, b * BLOCK), to = MIN(end, (b + 1) * BLOCK), slots = a->page;
+    const int64_t cell = NAME(cell)(a->kv8, bf16), row = NAME(row)(a->dim, a->kv8, bf16);
     int page = from / slots, offset = from % slots;
     for (int t = 0; t < BLOCK; t++) k[t] = v[t] = zeros;
     for (int p = from; p < to; p++) {
         uint32_t number = (uint32_t)table[page];
         if (number < (uint32_t)a->pages) {
-            int64_t at = ((int64_t)number * a->page_stride + head * a->head_stride + (int64_t)offset * a->dim) * element;
+            int64_t at = ((int64_t)number * a->page_stride + head * a->head_stride) * cell + offset * row;
             k[p - b * BLOCK] = (const char *)a->k + at;
             v[p - b * BLOCK] = (const char *)a->v + at;
         } else {
@@ -27,11 +28,8 @@ INLINE void NAME(locate)(Attention *a, const int32_t *table, int head, int b, in
     }
 }
 
-/* Whether queries and keys are multiplied as pairs of bfloat16. */
-INLINE int NAME(paired)(int bf16) { return bf16 && VW == 16 && dots; }
-
 /* kt[d * BLOCK + t] = K of token t: tokens become lanes. A bfloat16 row is moved as pairs, and stays so when `paired`. */
-INLINE void NAME(turn_keys)(const char *const *k, int from, int to, int dim, float *kt, const int bf16, int paired) {
+INLINE void NAME(turn_keys)(const char *const *k, int from, int to, int dim, float *kt, const int bf16, const int paired) {
     const int words = bf16 ? dim / 2 : dim, split = bf16 && !paired;
     for (int group = from / VW * VW; group < to; group += VW)
         for (int word = 0; word < words; word += VW) {
@@ -57,22 +55,15 @@ INLINE void NAME(turn_keys)(const char *const *k, int from, int to, int dim, flo
         }
 }
 
-/* Column of a query in qt: its floats, scaled, or its pairs as they are. */
-INLINE void NAME(put_query)(const void *q, int dim, float scale, float *to, int stride, const int bf16, int paired) {
-    if (paired)
-        for (int d = 0; d < dim; d += 2) memcpy(to + d / 2 * stride, (const uint16_t *)q + d, 4);
-    else
-        for (int d = 0; d < dim; d++) to[d * stride] = NAME(load1)(q, d, bf16) * scale;
+/* Column of a query in qt: its floats, scaled. */
+INLINE void NAME(put_query)(const void *q, int dim, float scale, float *to, int stride, const int bf16) {
+    for (int d = 0; d < dim; d++) to[d * stride] = NAME(load1)(q, d, bf16) * scale;
 }
 
 /* s[u][t] for `count` query vectors: qt is [dim][tile], kt is [dim][BLOCK]. Meanwhile the next block's K rows are
  * fetched, a cache line or two per step. */
-INLINE void NAME(score)(const float *qt, int tile, const float *kt, int dim, float *s, float scale, Ahead *next,
-                        const int count, const int bf16, int paired) {
-    if (paired) {
-        dots_score(qt, tile, kt, dim / 2, scale, s, next, count);
-        return;
-    }
+INLINE void NAME(score)(const float *qt, int tile, const float *kt, int dim, float *s, Ahead *next, const int count,
+                        const int bf16) {
     for (int t = 0; t < BLOCK; t += 2 * VW) {
         vf x[8], y[8];
         for (int u = 0; u < count; u++) x[u] = y[u] = (vf){0};
@@ -203,20 +194,20 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
     const int base = a->len[row] - (a->cu[row + 1] - a->cu[row]);
     const int start = base + first / group, end = base + (first + count - 1) / group + 1;
     const int begin = a->window > 0 ? MAX(0, start - a->window + 1) : 0;
-    const int paired = NAME(paired)(bf16);
-    const float scale = a->scale * 1.44269504088896341f;
     const int copy = padded != D || (bf16 && count > 8); /* V as padded floats, when it is read often or has a tail */
+    const int row_bytes = (int)NAME(row)(D, a->kv8, bf16);
     float *memory = scratch(sizeof(float) * (size_t)(2 * TILE * padded + TILE * BLOCK + 2 * BLOCK * padded + 2 * padded +
-                                                     TILE * (VW + 1)) + 64);
+                                                     TILE * (VW + 1)) + sizeof(NAME(Wide)) + 2 * BLOCK * D * element + 128);
     if (!memory) return NO_MEMORY;
     float *sums = memory, *qt = sums + TILE * VW, *acc = qt + TILE * padded, *s = acc + TILE * padded;
     float *kt = s + TILE * BLOCK, *values = kt + BLOCK * padded, *zeros = values + BLOCK * padded, *max = zeros + 2 * padded;
+    NAME(Wide) *wide = (NAME(Wide) *)(max + TILE);
     memset(zeros, 0, sizeof(float) * 2 * padded);
     memset(acc, 0, sizeof(float) * count * padded);
     memset(sums, 0, sizeof(float) * count * VW);
     for (int u = 0; u < count; u++) {
         const char *q = (const char *)a->q + NAME(query)(a, row, head, first + u, a->q_stride) * element;
-        NAME(put_query)(q, D, scale, qt + u, count, bf16, paired);
+        NAME(put_query)(q, D, a->scale * LOG2_E, qt + u, count, bf16);
         max[u] = -1e30f;
     }
     const char *k[2][BLOCK], *v[2][BLOCK], *copied[BLOCK];
@@ -224,23 +215,26 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
     if (copy) memset(values, 0, sizeof(float) * BLOCK * padded);
     const int32_t *table = a->table + row * a->table_stride;
     const int last = (end - 1) / BLOCK;
-    NAME(locate)(a, table, head, begin / BLOCK, begin, end, element, (char *)zeros, k[0], v[0]);
+    NAME(locate)(a, table, head, begin / BLOCK, begin, end, (char *)zeros, k[0], v[0], bf16);
     for (int b = begin / BLOCK, now = 0; b <= last; b++, now ^= 1) {
         const int origin = b * BLOCK, from = MAX(begin - origin, 0), to = MIN(end - origin, BLOCK);
-        if (b < last) NAME(locate)(a, table, head, b + 1, begin, end, element, (char *)zeros, k[!now], v[!now]);
-        Ahead keys = {k[!now], 0, BLOCK, 0, D * element}, next_values = {v[!now], 0, BLOCK, 0, D * element};
-        NAME(turn_keys)(k[now], from, to, D, kt, bf16, paired);
-#define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, scale, b < last && u == 0 ? &keys : NULL, n, bf16, paired)
+        if (b < last) NAME(locate)(a, table, head, b + 1, begin, end, (char *)zeros, k[!now], v[!now], bf16);
+        Ahead keys = {k[!now], 0, BLOCK, 0, row_bytes}, next_values = {v[!now], 0, BLOCK, 0, row_bytes};
+        if (a->kv8) NAME(widen)(wide, k[now], v[now], from, to, D, bf16);
+        NAME(turn_keys)(k[now], from, to, D, kt, bf16, 0);
+#define SCORE(n) NAME(score)(qt + u, count, kt, D, s + u * BLOCK, b < last && u == 0 ? &keys : NULL, n, bf16)
         IN_GROUPS(SCORE);
 #undef SCORE
         for (int u = 0; u < count; u++) { /* the lanes of the block that this query sees */
             int at = base + (first + u) / group, low = a->window > 0 ? at - a->window + 1 : 0;
             int lane = MAX(from, MIN(low - origin, BLOCK)), limit = MAX(0, MIN(to, at + 1 - origin));
+            if (a->kv8) NAME(times)(s + u * BLOCK, wide->key_scale);
             NAME(soften)(s + u * BLOCK, lane, limit, max + u, (vf *)(sums + u * VW), acc + u * padded, padded);
+            if (a->kv8) NAME(times)(s + u * BLOCK, wide->value_scale);
         }
         if (copy) {
             for (int t = from; t < to; t++) {
-                if (b < last) fetch(&next_values, (int)(D * element + 63) / 64);
+                if (b < last) fetch(&next_values, (row_bytes + 63) / 64);
                 NAME(copy_row)(v[now][t], D, values + t * padded, bf16);
             }
 #define GATHER(n) NAME(gather_all)(s + u * BLOCK, copied, NULL, from, to, padded, acc + u * padded, n, 0)
@@ -261,8 +255,12 @@ INLINE int NAME(attend)(Attention *a, int row, int head, int first, int count, c
 #undef IN_GROUPS
 #undef EIGHT
 
+#include "native_attend_pairs.c"
+
 static int NAME(attend_f32)(Attention *a, int row, int head, int u, int n) { return NAME(attend)(a, row, head, u, n, 0); }
-static int NAME(attend_bf16)(Attention *a, int row, int head, int u, int n) { return NAME(attend)(a, row, head, u, n, 1); }
+static int NAME(attend_bf16)(Attention *a, int row, int head, int u, int n) {
+    return NAME(paired)(1) ? NAME(attend_pairs)(a, row, head, u, n) : NAME(attend)(a, row, head, u, n, 1);
+}
 
 #include "native_decode.c"
 

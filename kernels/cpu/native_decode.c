@@ -9,17 +9,21 @@
  * whoever goes along: what is shared saves reading and turning keys and does not show in the result.
  */
 
+#define MANY 4 /* rows with common blocks from which on heads are done one after the other */
+
 typedef struct {
     Attention *a;
     const int32_t *order;                      /* rows, neighbours with long common beginnings */
     float *qt, *acc, *sums, *max, *kt, *values, *s; /* qt [heads][D][stride]; acc, sums, max [heads][queries][..] */
+    uint32_t *q;                               /* instead of qt, for pair products: [heads][queries][D/2] */
+    NAME(Wide) *wide;
     int first, queries, stride, padded, low, high; /* first: place in `order` of query 0; low, high: KV heads */
 } NAME(Group);
 
 /* Offsets in bytes of positions [from, to) of a row in the pools, KV head 0; other lanes get those of `from`. */
-INLINE void NAME(offsets)(Attention *a, int row, int from, int to, int origin, size_t element, int64_t *at) {
+INLINE void NAME(offsets)(Attention *a, int row, int from, int to, int origin, int64_t *at, const int bf16) {
     const int32_t *table = a->table + row * a->table_stride;
-    const int64_t page_bytes = a->page_stride * element, token_bytes = a->dim * element;
+    const int64_t page_bytes = a->page_stride * NAME(cell)(a->kv8, bf16), token_bytes = NAME(row)(a->dim, a->kv8, bf16);
     const int slots = a->page;
     int bad = 0;
     if (slots == 1) {
@@ -42,58 +46,77 @@ INLINE void NAME(offsets)(Attention *a, int row, int from, int to, int origin, s
     for (int t = to - origin; t < BLOCK; t++) at[t] = at[from - origin];
 }
 
-/* Which cache lines of the block at `next` to fetch while head `h` of the `heads` is done with this one: pages of one
- * token hold its heads side by side, so each head fetches whole tokens; larger pages hold them apart. */
-INLINE Ahead NAME(share)(const Attention *a, const char *pool, const int64_t *next, int h, int low, int high, size_t element,
-                         const char **rows) {
-    const int whole = a->page == 1 && a->head_stride == a->dim, heads = high - low;
-    const int from = whole ? BLOCK * (h - low) / heads : 0, to = whole ? BLOCK * (h - low + 1) / heads : BLOCK;
-    const char *base = pool + (whole ? low : h) * a->head_stride * (int64_t)element;
-    for (int t = 0; t < BLOCK; t++) rows[t] = base + next[t];
-    return (Ahead){rows, from, to, 0, (int)((whole ? heads : 1) * a->dim * element)};
+static void NAME(offsets_f32)(Attention *a, int row, int from, int to, int origin, int64_t *at) {
+    NAME(offsets)(a, row, from, to, origin, at, 0);
+}
+static void NAME(offsets_bf16)(Attention *a, int row, int from, int to, int origin, int64_t *at) {
+    NAME(offsets)(a, row, from, to, origin, at, 1);
 }
 
-/* Block `b` of the rows order[low .. high), all of whose queries see exactly its positions [from, to). next: offsets of
+/* Which cache lines of the block at `next` to fetch while head `h` of the `heads` is done with this one: pages of one
+ * token hold its heads side by side, so each head fetches whole tokens; larger pages hold them apart. */
+INLINE Ahead NAME(share)(const Attention *a, const char *pool, const int64_t *next, int h, int low, int high,
+                         const char **rows, const int bf16) {
+    const int64_t head = a->head_stride * NAME(cell)(a->kv8, bf16), row = NAME(row)(a->dim, a->kv8, bf16);
+    const int whole = a->page == 1 && head == row, heads = high - low;
+    const int from = whole ? BLOCK * (h - low) / heads : 0, to = whole ? BLOCK * (h - low + 1) / heads : BLOCK;
+    const char *base = pool + (whole ? low : h) * head;
+    for (int t = 0; t < BLOCK; t++) rows[t] = base + next[t];
+    return (Ahead){rows, from, to, 0, (int)((whole ? heads : 1) * row)};
+}
+
+/* Block of the rows order[low .. high), all of whose queries see exactly its positions [from, to). next: offsets of
  * the block that follows, or NULL. */
 INLINE void NAME(decode_block)(const NAME(Group) *g, int low, int high, const int64_t *at, const int64_t *next, int from,
                                int to, const int bf16) {
     Attention *a = g->a;
-    const size_t element = bf16 ? 2 : 4;
     const int D = a->dim, group = a->heads / a->kv_heads, begin = (low - g->first) * group, count = (high - low) * group;
     const int copy = g->padded != D || (bf16 && count > 8), paired = NAME(paired)(bf16);
-    const float scale = a->scale * 1.44269504088896341f;
     for (int h = g->low; h < g->high; h++) {
-        const int64_t head = h * a->head_stride * (int64_t)element;
+        const int64_t head = h * a->head_stride * NAME(cell)(a->kv8, bf16);
         const char *k[BLOCK], *v[BLOCK], *key = (const char *)a->k + head, *value = (const char *)a->v + head;
         for (int t = 0; t < BLOCK; t++) k[t] = key + at[t];
         for (int t = 0; t < BLOCK; t++) v[t] = value + at[t];
         const char *key_rows[BLOCK], *value_rows[BLOCK];
         Ahead keys = {0}, values = {0};
         if (next) {
-            keys = NAME(share)(a, a->k, next, h, g->low, g->high, element, key_rows);
-            values = NAME(share)(a, a->v, next, h, g->low, g->high, element, value_rows);
+            keys = NAME(share)(a, a->k, next, h, g->low, g->high, key_rows, bf16);
+            values = NAME(share)(a, a->v, next, h, g->low, g->high, value_rows, bf16);
         }
-        NAME(turn_keys)(k, from, to, D, g->kt, bf16, paired);
+        const int64_t from_query = (int64_t)(h - g->low) * g->queries + begin;
+        float *acc = g->acc + from_query * g->padded, *sums = g->sums + from_query * VW, *max = g->max + from_query;
+        if (paired) {
+            const uint32_t seen = NAME(bits)(from, to);
+            Block block = {.keys = g->kt, .values = (uint32_t *)g->values, .pairs = D / 2, .padded = g->padded,
+                           .scale = a->scale * LOG2_E};
+            const Queries queries = {g->q + from_query * (D / 2), max, sums, acc, &seen, 0};
+            NAME(lay_out)(&block, a, k, v, from, to, g->kt, (uint32_t *)g->values, g->wide, &values);
+            pairs_attend(&block, &queries, count, &keys);
+            continue;
+        }
+        if (a->kv8) NAME(widen)(g->wide, k, v, from, to, D, bf16);
+        NAME(turn_keys)(k, from, to, D, g->kt, bf16, 0);
         if (copy)
             for (int t = from; t < to; t++) {
-                fetch(&values, (int)(D * element + 63) / 64);
+                fetch(&values, (int)(NAME(row)(D, a->kv8, bf16) + 63) / 64);
                 NAME(copy_row)(v[t], D, g->values + t * g->padded, bf16);
                 v[t] = (const char *)(g->values + t * g->padded);
             }
-        const int64_t from_query = (int64_t)(h - g->low) * g->queries + begin;
         const float *qt = g->qt + (int64_t)(h - g->low) * D * g->stride + begin;
-        float *acc = g->acc + from_query * g->padded, *sums = g->sums + from_query * VW, *max = g->max + from_query;
         int u = 0;
 #define PART(n)                                                                                                     \
     do {                                                                                                            \
-        NAME(score)(qt + u, g->stride, g->kt, D, g->s, scale, u ? NULL : &keys, n, bf16, paired);                                              \
-        for (int i = 0; i < n; i++)                                                                                 \
+        NAME(score)(qt + u, g->stride, g->kt, D, g->s, u ? NULL : &keys, n, bf16);                                  \
+        for (int i = 0; i < n; i++) {                                                                               \
+            if (a->kv8) NAME(times)(g->s + i * BLOCK, g->wide->key_scale);                                          \
             NAME(soften)(g->s + i * BLOCK, from, to, max + u + i, (vf *)(sums + (u + i) * VW), acc + (u + i) * g->padded, \
                          g->padded);                                                                                \
+            if (a->kv8) NAME(times)(g->s + i * BLOCK, g->wide->value_scale);                                        \
+        }                                                                                                           \
         if (copy)                                                                                                   \
             NAME(gather_all)(g->s, v, NULL, from, to, g->padded, acc + u * g->padded, n, 0);                        \
         else                                                                                                        \
-            NAME(gather_all)(g->s, v, u ? NULL : &values, from, to, g->padded, acc + u * g->padded, n, bf16);                  \
+            NAME(gather_all)(g->s, v, u ? NULL : &values, from, to, g->padded, acc + u * g->padded, n, bf16);       \
     } while (0)
 #if VW == 16 || defined(__aarch64__)
         for (; u + 8 <= count; u += 8) PART(8);
@@ -120,14 +143,40 @@ static int NAME(together)(const Attention *a, int one, int other, int b) {
                    sizeof(int32_t) * (last - first + 1));
 }
 
+/* Blocks [b, last) of the rows order[low .. high), which see their positions [begin, end). */
+static void NAME(decode_run)(const NAME(Group) *g, int low, int high, int b, int last, int begin, int end, int bf16) {
+    const int row = g->order[low];
+    int64_t at[2][BLOCK];
+    for (int i = b, now = 0; i < last; i++, now ^= 1) {
+        const int origin = i * BLOCK, from = MAX(begin - origin, 0), to = MIN(end - origin, BLOCK);
+        for (int j = i == b ? i : i + 1; j <= MIN(i + 1, last - 1); j++) {
+            const int first = MAX(begin, j * BLOCK), limit = MIN(end, (j + 1) * BLOCK);
+            (bf16 ? NAME(offsets_bf16) : NAME(offsets_f32))(g->a, row, first, limit, j * BLOCK, at[j == i ? now : !now]);
+        }
+        (bf16 ? NAME(decode_bf16) : NAME(decode_f32))(g, low, high, at[now], i + 1 < last ? at[!now] : NULL, from, to);
+    }
+}
+
+/* The part of a group that is one of its KV heads. */
+INLINE NAME(Group) NAME(of_head)(const NAME(Group) *g, int h) {
+    NAME(Group) one = *g;
+    const int64_t queries = (int64_t)(h - g->low) * g->queries;
+    one.low = h;
+    one.high = h + 1;
+    one.qt += (int64_t)(h - g->low) * g->a->dim * g->stride;
+    one.q += queries * (g->a->dim / 2);
+    one.acc += queries * g->padded;
+    one.sums += queries * VW;
+    one.max += queries;
+    return one;
+}
+
 /* Rows order[low .. high), which have the blocks before `b` in common and done. */
 static void NAME(decode_rows)(const NAME(Group) *g, int low, int high, int b, int bf16) {
     Attention *a = g->a;
-    const size_t element = bf16 ? 2 : 4;
     const int row = g->order[low], alone = high - low == 1;
     const int begin = a->window > 0 ? MAX(0, a->len[row] - a->window) : 0, end = a->len[row];
-    int64_t at[2][BLOCK];
-    int last = b, now = 0; /* the blocks before `last` are done here */
+    int last = b; /* the blocks before it are done here */
     if (alone) {
         b = MAX(b, begin / BLOCK);
         last = (end + BLOCK - 1) / BLOCK;
@@ -139,12 +188,13 @@ static void NAME(decode_rows)(const NAME(Group) *g, int low, int high, int b, in
             last++;
         }
     }
-    for (int i = b; i < last; i++, now ^= 1) {
-        const int origin = i * BLOCK, from = MAX(begin - origin, 0), to = MIN(end - origin, BLOCK);
-        if (i == b) NAME(offsets)(a, row, origin + from, origin + to, origin, element, at[now]);
-        if (i + 1 < last) NAME(offsets)(a, row, origin + BLOCK, MIN(end, origin + 2 * BLOCK), origin + BLOCK, element, at[!now]);
-        (bf16 ? NAME(decode_bf16) : NAME(decode_f32))(g, low, high, at[now], i + 1 < last ? at[!now] : NULL, from, to);
-    }
+    if (high - low < MANY)
+        NAME(decode_run)(g, low, high, b, last, begin, end, bf16);
+    else /* the sums of one head's queries stay in the cache; those of all heads might not */
+        for (int h = g->low; h < g->high; h++) {
+            const NAME(Group) one = NAME(of_head)(g, h);
+            NAME(decode_run)(&one, low, high, b, last, begin, end, bf16);
+        }
     if (alone) return;
     for (int first = low, i = low + 1; i <= high; i++)
         if (i == high || !NAME(together)(a, g->order[i - 1], g->order[i], last)) {
@@ -159,10 +209,10 @@ static int NAME(decode_part)(Attention *a, const int32_t *order, int first, int 
     const int padded = (D + lanes - 1) / lanes * lanes, queries = (last - first) * group;
     const int stride = ((queries + 15) / 16 | 1) * 16; /* an odd number of cache lines: columns do not share a set */
     const int64_t all = (int64_t)heads * queries;
-    float *memory = scratch_for(FOR_DECODE, sizeof(float) * (size_t)(all * (padded + VW + 1) + (int64_t)heads * D * stride +
-                                                                     2 * BLOCK * padded + 8 * BLOCK) + 64);
+    const size_t element = bf16 ? 2 : 4, turned = (size_t)heads * D * stride;
+    float *memory = scratch_for(FOR_DECODE, sizeof(float) * (size_t)(all * (padded + VW + 1) + turned + 2 * BLOCK * padded +
+                                                                     8 * BLOCK) + sizeof(NAME(Wide)) + 2 * BLOCK * D * element + 128);
     if (!memory) return NO_MEMORY;
-    const float scale = a->scale * 1.44269504088896341f;
     NAME(Group) g = {.a = a, .order = order, .first = first, .queries = queries, .stride = stride, .padded = padded,
                      .low = low, .high = high};
     g.s = memory;
@@ -171,19 +221,23 @@ static int NAME(decode_part)(Attention *a, const int32_t *order, int first, int 
     g.sums = g.values + BLOCK * padded;
     g.acc = g.sums + all * VW;
     g.qt = g.acc + all * padded;
-    g.max = g.qt + (int64_t)heads * D * stride;
+    g.q = (uint32_t *)g.qt;
+    g.max = g.qt + turned;
+    g.wide = (NAME(Wide) *)(g.max + all);
     memset(g.values, 0, sizeof(float) * BLOCK * padded);
     memset(g.sums, 0, sizeof(float) * all * (VW + padded));
     for (int64_t i = 0; i < all; i++) g.max[i] = -1e30f;
     for (int h = 0; h < heads; h++)
         for (int u = 0; u < queries; u++) {
             const char *q = (const char *)a->q +
-                            NAME(query)(a, order[first + u / group], low + h, u % group, a->q_stride) * (bf16 ? 2 : 4);
+                            NAME(query)(a, order[first + u / group], low + h, u % group, a->q_stride) * element;
             float *to = g.qt + (int64_t)h * D * stride + u;
-            if (bf16)
-                NAME(put_query)(q, D, scale, to, stride, 1, NAME(paired)(1));
+            if (NAME(paired)(bf16))
+                memcpy(g.q + ((int64_t)h * queries + u) * (D / 2), q, 2 * D);
+            else if (bf16)
+                NAME(put_query)(q, D, a->scale * LOG2_E, to, stride, 1);
             else
-                NAME(put_query)(q, D, scale, to, stride, 0, 0);
+                NAME(put_query)(q, D, a->scale * LOG2_E, to, stride, 0);
         }
     if (a->window > 0)
         for (int i = first; i < last; i++) NAME(decode_rows)(&g, i, i + 1, 0, bf16);
@@ -195,10 +249,11 @@ static int NAME(decode_part)(Attention *a, const int32_t *order, int first, int 
             }
     for (int64_t i = 0; i < all; i++) {
         const int h = (int)(i / queries), u = (int)(i % queries);
-        char *out = (char *)a->out + NAME(query)(a, order[first + u / group], low + h, u % group, (int64_t)a->heads * D) *
-                                         (bf16 ? 2 : 4);
+        char *out = (char *)a->out + NAME(query)(a, order[first + u / group], low + h, u % group, (int64_t)a->heads * D) * element;
         const float factor = 1.0f / NAME(sum)(*(vf *)(g.sums + i * VW));
-        if (bf16)
+        if (NAME(paired)(bf16))
+            pairs_write(g.acc + i * padded, factor, D, out);
+        else if (bf16)
             NAME(write_row)(g.acc + i * padded, factor, D, out, 1);
         else
             NAME(write_row)(g.acc + i * padded, factor, D, out, 0);

@@ -98,6 +98,17 @@ INLINE void NAME(rotate)(const void *x, const float *cos, const float *sin, void
     }
 }
 
+/* x [dim] of the element type as a row of a pool of it, or of int8. */
+INLINE void NAME(put_element)(const void *x, void *to, int dim, int kv8, const int bf16) {
+    float wide[1024];
+    if (!kv8) {
+        memcpy(to, x, dim * (bf16 ? 2 : 4));
+        return;
+    }
+    for (int i = 0; i < dim; i++) wide[i] = NAME(load1)(x, i, bf16);
+    NAME(put_kv)(wide, to, dim, AS_INT8);
+}
+
 INLINE void NAME(rotary_token)(const Rotary *a, int64_t t, const int bf16) {
     const int64_t element = bf16 ? 2 : 4, head = a->dim * element;
     const int half = a->dim / 2;
@@ -111,10 +122,13 @@ INLINE void NAME(rotary_token)(const Rotary *a, int64_t t, const int bf16) {
         return;
     }
     const char *v = (const char *)a->v + t * a->v_stride * element;
-    int64_t at = (a->slots[t] / a->page * a->page_stride + a->slots[t] % a->page * a->dim) * element;
-    for (int h = 0; h < a->kv_heads; h++, at += a->head_stride * element) {
-        NAME(rotate)(k + h * head, cos, sin, (char *)a->k_pool + at, half, bf16);
-        memcpy((char *)a->v_pool + at, v + h * head, head);
+    int64_t at = NAME(slot)(a->slots[t], a->page, a->page_stride, a->dim, a->kv8, bf16);
+    const int64_t step = a->head_stride * NAME(cell)(a->kv8, bf16);
+    for (int h = 0; h < a->kv_heads; h++, at += step) {
+        float turned[1024]; /* in the element type, rounded as a pool of it would hold it */
+        NAME(rotate)(k + h * head, cos, sin, a->kv8 ? (char *)turned : (char *)a->k_pool + at, half, bf16);
+        if (a->kv8) NAME(put_element)(turned, (char *)a->k_pool + at, a->dim, 1, bf16);
+        NAME(put_element)(v + h * head, (char *)a->v_pool + at, a->dim, a->kv8, bf16);
     }
 }
 
@@ -137,16 +151,23 @@ static int NAME(rotary)(const Rotary *a, int bf16) {
     return 0;
 }
 
+INLINE void NAME(store_token)(const Rotary *a, int64_t t, const int bf16) {
+    const int64_t element = bf16 ? 2 : 4, head = a->dim * element, step = a->head_stride * NAME(cell)(a->kv8, bf16);
+    const char *k = (const char *)a->k + t * a->k_stride * element, *v = (const char *)a->v + t * a->v_stride * element;
+    int64_t at = NAME(slot)(a->slots[t], a->page, a->page_stride, a->dim, a->kv8, bf16);
+    for (int h = 0; h < a->kv_heads; h++, at += step) {
+        NAME(put_element)(k + h * head, (char *)a->k_pool + at, a->dim, a->kv8, bf16);
+        NAME(put_element)(v + h * head, (char *)a->v_pool + at, a->dim, a->kv8, bf16);
+    }
+}
+
 static int NAME(store_kv)(const Rotary *a, int bf16) {
     if (NAME(check_slots)(a)) return BAD_PAGE;
-    const int64_t element = bf16 ? 2 : 4, head = a->dim * element;
     for (int64_t t = 0; t < a->tokens; t++) {
-        const char *k = (const char *)a->k + t * a->k_stride * element, *v = (const char *)a->v + t * a->v_stride * element;
-        int64_t at = (a->slots[t] / a->page * a->page_stride + a->slots[t] % a->page * a->dim) * element;
-        for (int h = 0; h < a->kv_heads; h++, at += a->head_stride * element) {
-            memcpy((char *)a->k_pool + at, k + h * head, head);
-            memcpy((char *)a->v_pool + at, v + h * head, head);
-        }
+        if (bf16)
+            NAME(store_token)(a, t, 1);
+        else
+            NAME(store_token)(a, t, 0);
     }
     return 0;
 }

@@ -10,11 +10,11 @@ INLINE void NAME(int_block)(const uint32_t *x, int step, const uint32_t *panel, 
                             const uint16_t *offsets, const float *bias, float *out, int64_t out_stride, int first, int blocks,
                             int group, int start, const int rows, const int four) {
     const int words = four ? 4 : 8;
-    for (int b = 0; b < blocks; b++, x += NAME(words_of_block) * step, panel += words * PANEL) {
+    for (int b = 0; b < blocks; b++, x += ROW_WORDS * step, panel += words * PANEL) {
         const int64_t g = (int64_t)(first + b) * BLOCK / group * PANEL;
         vf dot[4][2];
         for (int r = 0; r < rows; r++) {
-            const float begin = four && offsets ? 0.0f : (float)(int32_t)x[9 * step + r];
+            const float begin = four && offsets ? 0.0f : (float)(int32_t)x[r * ROW_WORDS + 9];
             dot[r][0] = dot[r][1] = NAME(splat)(begin);
         }
         for (int word = 0; word < 8; word++)
@@ -26,7 +26,7 @@ INLINE void NAME(int_block)(const uint32_t *x, int step, const uint32_t *panel, 
                     w[i] = __builtin_convertvector((vi)bits, vf);
                 }
                 for (int r = 0; r < rows; r++) {
-                    const float value = (float)(int8_t)(x[word * step + r] >> (byte * 8));
+                    const float value = (float)(int8_t)(x[r * ROW_WORDS + word] >> (byte * 8));
                     dot[r][0] += value * w[0];
                     dot[r][1] += value * w[1];
                 }
@@ -35,8 +35,8 @@ INLINE void NAME(int_block)(const uint32_t *x, int step, const uint32_t *panel, 
             const vf scale = NAME(halves)(scales + g + i * VW);
             for (int r = 0; r < rows; r++) {
                 float row_scale, shift;
-                memcpy(&row_scale, x + 8 * step + r, 4);
-                memcpy(&shift, x + 10 * step + r, 4);
+                memcpy(&row_scale, x + r * ROW_WORDS + 8, 4);
+                memcpy(&shift, x + r * ROW_WORDS + 10, 4);
                 vf *at = (vf *)(out + r * out_stride + i * VW), sum = *at;
                 if (b == 0 && start == 0) sum = *(const vf *)(bias + i * VW);
                 if (b == 0 && start == 1) sum += *(const vf *)(bias + i * VW);
@@ -61,7 +61,7 @@ static void NAME(int_panel)(const uint32_t *x, int step, const uint32_t *panel, 
         const int left = rows - r, count = left >= 4 ? 4 : left >= 2 ? 2 : 1;
         for (int n = 0; n < PANEL; n += 2 * VW) {
 #define BLOCK_OF(count, four)                                                                                             \
-    NAME(int_block)(x + r, step, panel + n, scales + n, offsets ? offsets + n : NULL, bias + n, out + r * out_stride + n, \
+    NAME(int_block)(x + r * ROW_WORDS, step, panel + n, scales + n, offsets ? offsets + n : NULL, bias + n, out + r * out_stride + n, \
                     out_stride, first, blocks, group, start, count, four)
             if (four)
                 count == 4 ? BLOCK_OF(4, 1) : count == 2 ? BLOCK_OF(2, 1) : BLOCK_OF(1, 1);

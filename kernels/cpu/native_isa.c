@@ -3,7 +3,9 @@
 #define vi NAME(vector_i)
 #define vu NAME(vector_u)
 #define vh NAME(vector_h)
+#define vb NAME(vector_b)
 #include "native_vector.c"
+#include "native_kv.c"
 #include "native_attention.c"
 #include "native_fused.c"
 #include "native_sample.c"
@@ -16,6 +18,7 @@
 #undef vi
 #undef vu
 #undef vh
+#undef vb
 #undef ZIP_LOW
 #undef ZIP_HIGH
 #undef LANES

@@ -4,13 +4,12 @@
  *   a panel:        [word][PANEL], a word of 32 bits being what one output has for neighbouring inputs:
  *                   one float32, two bfloat16, four int8 (plus 128, so that they are unsigned) or eight nibbles
  *   inputs:         chunks of CHUNK rows, in them strips of STRIP rows (the last ones shorter); a strip is [word][its rows]
- *   of integers:    a strip is [block][11][its rows]: 8 words of four int8 each, then for the block the scale, the
+ *   of integers:    a strip is [block][its rows][11]: 8 words of four int8 each, then for the block the scale, the
  *                   integer that its dots start from, and scale times the sum of its integers
  *
  * A word of nibbles has inputs 0, 2, 4, 6 in the low and 1, 3, 5, 7 in the high halves of its bytes; the inputs' words
  * follow: first those of the even, then those of the odd ones.
  */
-enum { NAME(words_of_block) = 11 };
 
 /* Words of 32 bits that one row of a weight of this kind takes. */
 INLINE int NAME(words)(int kind, int inputs) {
@@ -19,7 +18,7 @@ INLINE int NAME(words)(int kind, int inputs) {
 
 /* Words of 32 bits that one prepared row of inputs takes; without pair products bfloat16 is widened. */
 INLINE int NAME(input_words)(int kind, int inputs) {
-    if (kind >= KIND_INT8) return inputs / BLOCK * NAME(words_of_block);
+    if (kind >= KIND_INT8) return inputs / BLOCK * ROW_WORDS;
     return kind == KIND_F32 ? inputs : VW == 16 && dots ? (inputs + 1) / 2 : (inputs + 1) / 2 * 2;
 }
 
@@ -35,9 +34,9 @@ INLINE int NAME(strip)(int64_t rows, int64_t r, int64_t *first) {
     return (int)MIN(MIN(STRIP, chunk + CHUNK - *first), rows - *first);
 }
 
-/* One row of inputs in blocks of int8, and what belongs to each block, to every `step`-th word from `to` on. */
+/* One row of inputs in blocks of int8, and what belongs to each block; `step` words lie between blocks. */
 static void NAME(put_integers)(int kind, int inputs, uint32_t *to, int step, const float *x) {
-    for (int block = 0; block < inputs / BLOCK; block++, x += BLOCK, to += NAME(words_of_block) * step) {
+    for (int block = 0; block < inputs / BLOCK; block++, x += BLOCK, to += step) {
         vf most = {0}, odd = {0};
         for (int i = 0; i < BLOCK; i += VW) {
             vf value = *(const vf *)(x + i);
@@ -57,13 +56,13 @@ static void NAME(put_integers)(int kind, int inputs, uint32_t *to, int step, con
         for (int word = 0; word < 8; word++) {
             const int32_t *n = kind == KIND_INT4 ? number + word / 2 * 8 + word % 2 : number + word * 4;
             const int gap = kind == KIND_INT4 ? 2 : 1;
-            to[word * step] = (uint32_t)(n[0] & 255) | (uint32_t)(n[gap] & 255) << 8 | (uint32_t)(n[2 * gap] & 255) << 16 |
+            to[word] = (uint32_t)(n[0] & 255) | (uint32_t)(n[gap] & 255) << 8 | (uint32_t)(n[2 * gap] & 255) << 16 |
                               (uint32_t)(n[3 * gap] & 255) << 24;
         }
         const float shift = scale * (float)sum;
-        memcpy(to + 8 * step, &scale, 4);
-        to[9 * step] = (uint32_t)(sum * (kind == KIND_INT4 ? -8 : -128));
-        memcpy(to + 10 * step, &shift, 4);
+        memcpy(to + 8, &scale, 4);
+        to[9] = (uint32_t)(sum * (kind == KIND_INT4 ? -8 : -128));
+        memcpy(to + 10, &shift, 4);
     }
 }
 
@@ -79,7 +78,7 @@ static void NAME(put_row)(int kind, int inputs, int64_t rows, void *buffer, int6
     const int step = NAME(strip)(rows, r, &first);
     uint32_t *to = (uint32_t *)buffer + first * NAME(input_words)(kind, inputs) + (r - first);
     if (kind >= KIND_INT8) {
-        NAME(put_integers)(kind, inputs, to, step, x);
+        NAME(put_integers)(kind, inputs, to + (r - first) * (ROW_WORDS - 1), step * ROW_WORDS, x);
     } else if (kind == KIND_F32) {
         for (int k = 0; k < inputs; k++) memcpy(to + (int64_t)k * step, x + k, 4);
     } else if (VW == 16 && dots) {

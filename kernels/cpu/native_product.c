@@ -61,15 +61,16 @@ static void NAME(strip_product)(const Product *w, const uint32_t *x, int step, i
     if (w->kind == KIND_F32) {
         NAME(float_panel)((const float *)x + k * step, step, panel, bias, out, out_stride, words, start, rows, 0);
     } else if (w->kind == KIND_BF16 && VW == 16 && dots) {
-        dots_panel(x + k * step, step, panel, bias, out, out_stride, words, start, rows);
+        dots_panel(x + k * rows, panel, bias, out, out_stride, words, start, rows);
     } else if (w->kind == KIND_BF16) {
         NAME(float_panel)((const float *)x + 2 * k * step, step, panel, bias, out, out_stride, words, start, rows, 1);
     } else {
         const int four = w->kind == KIND_INT4, first = k / (four ? 4 : 8), blocks = words / (four ? 4 : 8);
         const int64_t groups = (int64_t)p * (w->inputs / w->group) * PANEL;
-        NAME(int_panel)(x + first * NAME(words_of_block) * step, step, panel, w->scales + groups,
-                        w->offsets ? w->offsets + groups : NULL, bias, out, out_stride, first, blocks, w->group, start, rows,
-                        four);
+        const uint16_t *offsets = w->offsets ? w->offsets + groups : NULL;
+        (VW == 16 && bytes ? bytes_panel : NAME(int_panel))(x + first * ROW_WORDS * step, step, panel, w->scales + groups,
+                                                            offsets, bias, out, out_stride, first, blocks, w->group, start,
+                                                            rows, four);
     }
 }
 

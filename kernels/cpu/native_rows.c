@@ -30,18 +30,8 @@ INLINE void NAME(turn_head)(const float *x, const float *cos, const float *sin, 
     }
 }
 
-/* `count` floats to the element type. */
-static void NAME(narrow)(const float *x, void *out, int count, int bf16) {
-    int i = 0;
-    if (!bf16) {
-        memcpy(out, x, sizeof(float) * (size_t)count);
-        return;
-    }
-    for (; i + VW <= count; i += VW) NAME(store)(out, i, *(const vf *)(x + i), 1);
-    for (; i < count; i++) NAME(store1)(out, i, x[i], 1);
-}
-
-static void NAME(widen)(const void *x, float *out, int count, int bf16) {
+/* `count` elements as floats. */
+static void NAME(floats_of)(const void *x, float *out, int count, int bf16) {
     int i = 0;
     if (!bf16) {
         memcpy(out, x, sizeof(float) * (size_t)count);
@@ -55,6 +45,16 @@ static void NAME(widen)(const void *x, float *out, int count, int bf16) {
 INLINE void NAME(gated)(const float *gate, const float *up, float *out, int count) {
     for (int i = 0; i < count; i += VW) { /* whole panels: no rest */
         vf a = *(const vf *)(gate + i);
-        *(vf *)(out + i) = a / (1.0f + NAME(exp2)(a * -1.44269504088896341f)) * *(const vf *)(up + i);
+        *(vf *)(out + i) = a / (1.0f + NAME(exp2)(a * -LOG2_E)) * *(const vf *)(up + i);
     }
+}
+
+/* x [dim] as a row of queries, keys or values. */
+static void NAME(store_row)(const float *x, void *to, int dim, int how) {
+    if (how == AS_F32)
+        NAME(put_kv)(x, to, dim, AS_F32);
+    else if (how == AS_BF16)
+        NAME(put_kv)(x, to, dim, AS_BF16);
+    else
+        NAME(put_kv)(x, to, dim, AS_INT8);
 }

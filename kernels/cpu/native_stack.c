@@ -94,24 +94,22 @@ static void NAME(store_task)(const void *context, int64_t i, int thread) {
     const NAME(Part) *p = context;
     const NAME(Step) *s = p->s;
     const Stack *a = s->a;
-    const int64_t element = s->bf16 ? 2 : 4, head = a->dim * element;
     const int half = a->dim / 2, D = a->dim, stride = NAME(padded)(p->layer->qkv.outputs);
+    const int element = s->bf16 ? AS_BF16 : AS_F32, how = a->kv8 ? AS_INT8 : element;
+    const int64_t head = D * (s->bf16 ? 2 : 4), step = a->head_stride * NAME(cell)(a->kv8, s->bf16);
     float *normed = NAME(room_of)(s, thread), *turned = normed + D;
     ROWS_OF(p, i, r) {
-        const int64_t t = p->first + r, slot = a->slots[t];
-        const int64_t at = (slot / a->page * a->page_stride + slot % a->page * D) * element;
+        const int64_t t = p->first + r, at = NAME(slot)(a->slots[t], a->page, a->page_stride, D, a->kv8, s->bf16);
         const float *cos = a->cos + a->positions[t] * half, *sin = a->sin + a->positions[t] * half, *x = s->y + r * stride;
+        char *k = (char *)a->pools[2 * p->l] + at, *v = (char *)a->pools[2 * p->l + 1] + at;
         for (int h = 0; h < a->heads + a->kv_heads; h++, x += D) {
             const int key = h - a->heads;
             const float *weight = key < 0 ? p->layer->q_norm : p->layer->k_norm;
             if (weight) NAME(norm_row)(x, weight, normed, D, a->eps);
             NAME(turn_head)(weight ? normed : x, cos, sin, turned, half);
-            char *to = key < 0 ? s->q + (t * a->heads + h) * head
-                               : (char *)a->pools[2 * p->l] + at + key * a->head_stride * element;
-            NAME(narrow)(turned, to, D, s->bf16);
+            NAME(store_row)(turned, key < 0 ? s->q + (t * a->heads + h) * head : k + key * step, D, key < 0 ? element : how);
         }
-        for (int h = 0; h < a->kv_heads; h++, x += D)
-            NAME(narrow)(x, (char *)a->pools[2 * p->l + 1] + at + h * a->head_stride * element, D, s->bf16);
+        for (int h = 0; h < a->kv_heads; h++, x += D) NAME(store_row)(x, v + h * step, D, how);
     }
 }
 
@@ -135,7 +133,7 @@ static void NAME(mixed_task)(const void *context, int64_t i, int thread) {
     float *row = NAME(room_of)(s, thread);
     ROWS_OF(p, i, r) {
         const int64_t t = p->last ? s->a->wanted[p->first + r] : p->first + r;
-        NAME(widen)(s->mixed + t * width * (s->bf16 ? 2 : 4), row, width, s->bf16);
+        NAME(floats_of)(s->mixed + t * width * (s->bf16 ? 2 : 4), row, width, s->bf16);
         NAME(put_row)(p->product->kind, p->product->inputs, p->count, s->inputs, r, row);
         if (p->last) memcpy(s->kept + (p->first + r) * s->ld, s->residual + t * s->ld, sizeof(float) * (size_t)s->ld);
     }
@@ -292,7 +290,8 @@ static int NAME(stack)(const Stack *a, int bf16) {
     s.attention = (Attention){.table = a->table, .cu = a->cu, .len = a->len, .q_stride = (int64_t)a->heads * a->dim,
                               .page_stride = a->page_stride, .head_stride = a->head_stride, .table_stride = a->table_stride,
                               .rows = a->rows, .heads = a->heads, .kv_heads = a->kv_heads, .dim = a->dim, .page = a->page,
-                              .pages = a->pages, .columns = a->columns, .tokens = (int)a->tokens, .scale = a->scale};
+                              .pages = a->pages, .columns = a->columns, .tokens = (int)a->tokens, .scale = a->scale,
+                              .kv8 = a->kv8};
     int failed = NAME(check_stack)(a);
     if (!failed) failed = NAME(check_rows)(&s.attention);
     if (!failed) failed = NAME(divide)(&s.attention, threads, &s.division);

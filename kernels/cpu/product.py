@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from branchwork.kernels.cpu import linear as plain
 from branchwork.kernels.cpu import native
-from branchwork.kernels.reference.quant import Quantized
+from branchwork.kernels.reference.quant import Quantized, check
 
 available = native.available
 why = native.why
@@ -22,79 +23,106 @@ _INT8, _INT4 = 2, 3
 
 
 class Packed:
-    """A weight [N, K] with its bias in panels. struct: the bytes of its C Product, valid as long as this lives."""
+    """A weight [N, K] in panels with its bias [N]. struct: the bytes of its C Product, valid as long as this lives."""
 
-    def __init__(self, panels: Tensor, bias: Tensor, scales: Tensor | None, offsets: Tensor | None, sizes: Sizes) -> None:
-        self._held = (panels, bias, scales, offsets)
-        outputs, inputs, kind, group = sizes
+    __slots__ = ("_biased", "_held", "dtype", "kind", "shape", "struct")
+
+    def __init__(self, weight: Tensor | Quantized, bias: Tensor | None) -> None:
+        outputs, inputs = weight.shape
+        padded = -(-outputs // PANEL) * PANEL
+        scales = offsets = None
+        if isinstance(weight, Quantized):
+            values, self.kind, group = weight.values, _INT8 if weight.bits == 8 else _INT4, weight.group
+            scales, offsets = weight.scales.contiguous(), weight.offsets
+            offsets = None if offsets is None else offsets.contiguous()
+            words, self.dtype = inputs * weight.bits // 32, None
+        else:
+            values, self.kind, group = weight, _KINDS[weight.dtype], 0
+            words, self.dtype = -(-inputs // (1 + self.kind)), weight.dtype
+        values = values.contiguous()
+        panels = torch.empty((padded // PANEL, words, PANEL), dtype=torch.int32)
+        kept = [None if part is None else part.new_empty((padded // PANEL, inputs // group, PANEL)) for part in (scales, offsets)]
+        addresses = [_address(part) for part in (values, scales, offsets, panels, *kept)]
+        native.check(native.library().bw_pack(native.PACKING.pack(*addresses, inputs, outputs, self.kind, group)))
         self.shape = (outputs, inputs)
-        self.struct = native.PRODUCT.pack(
-            panels.data_ptr(), bias.data_ptr(), _address(scales), _address(offsets), inputs, outputs, kind, group
-        )
+        self._held = (panels, _padded(bias, outputs), *kept)
+        self._biased: tuple[Tensor | None, bytes, Tensor] = (None, b"", panels)
+        held = [_address(part) for part in self._held]
+        self.struct = native.PRODUCT.pack(held[0], *held[1:], inputs, outputs, self.kind, group)
 
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self._held if part is not None)
 
-    @property
-    def panels(self) -> int:
-        return -(-self.shape[0] // PANEL)
+    def with_bias(self, bias: Tensor | None) -> bytes:
+        """The C Product with another bias [N] in place of its own; the last one is kept, since it comes again."""
+        if bias is None:
+            return self.struct
+        if self._biased[0] is not bias:
+            wide = _padded(bias, self.shape[0])
+            panels, _, scales, offsets, *sizes = native.PRODUCT.unpack(self.struct)
+            self._biased = (bias, native.PRODUCT.pack(panels, wide.data_ptr(), scales, offsets, *sizes), wide)
+        return self._biased[1]
 
-
-Sizes = tuple[int, int, int, int]  # outputs, inputs, kind, group
+    def to_dense(self) -> Tensor:
+        """The weight [N, K], dequantized to float32 where it is of integers."""
+        return rows(self, torch.arange(self.shape[0])).to(self.dtype or torch.float32)
 
 
 def pack(weight: Tensor | Quantized, bias: Tensor | None = None) -> Packed:
-    """weight [N, K], float32, bfloat16 or Quantized, in panels; bias [N]. The weight is read once and not kept.
+    """weight [N, K], float32, bfloat16 or Quantized, in panels; bias [N]. The weight is read once, by all threads, and
+    not kept.
 
     Raises ValueError for other types and for shapes that do not fit.
     """
-    outputs, inputs = weight.shape
-    padded = -(-outputs // PANEL) * PANEL
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"a bias for {outputs} outputs is needed, got {tuple(bias.shape)}")
-    wide = torch.zeros(padded)
-    if bias is not None:
-        wide[:outputs] = bias
     if isinstance(weight, Quantized):
-        kind, values = _INT8 if weight.bits == 8 else _INT4, weight.values
-        words, group = inputs * weight.bits // 32, weight.group
-        scales, offsets = weight.scales.contiguous(), weight.offsets
-        offsets = None if offsets is None else offsets.contiguous()
-        _check_groups(weight)
-    else:
-        if weight.dtype not in _KINDS:
-            raise ValueError(f"weights are packed as float32, bfloat16 or Quantized, not {weight.dtype}")
-        kind, values, group, scales, offsets = _KINDS[weight.dtype], weight, 0, None, None
-        words = -(-inputs // (1 + kind))
-    values = values.contiguous()
-    panels = torch.empty((padded // PANEL, words, PANEL), dtype=torch.int32)
-    packed = [None if part is None else part.new_empty((padded, inputs // group)) for part in (scales, offsets)]
-    native.check(
-        native.library().bw_pack(
-            native.PACKING.pack(
-                values.data_ptr(), _address(scales), _address(offsets),
-                panels.data_ptr(), *map(_address, packed), inputs, outputs, kind, group,
-            )
-        )
-    )  # fmt: skip
-    return Packed(panels, wide, packed[0], packed[1], (outputs, inputs, kind, group))
+        check(weight)
+    elif weight.dtype not in _KINDS or weight.dim() != 2:
+        raise ValueError(f"weights [N, K] of float32 or bfloat16 can be packed, not {weight.dtype} {tuple(weight.shape)}")
+    return Packed(weight, bias)
+
+
+def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Packed | Tensor:
+    """The weight packed; as it is, where it is of a type that is computed in by torch alone."""
+    if not isinstance(weight, Quantized) and weight.dtype not in _KINDS:
+        return weight
+    return pack(weight)
 
 
 def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
-    """x [T, K] times a packed weight [N, K] transposed, plus the bias it was packed with. Returns [T, N] of x's dtype."""
-    raise NotImplementedError
+    """As `kernels.linear`, for packed and plain weights. Raises ValueError where shapes or types do not fit."""
+    if not isinstance(weight, Packed):
+        return plain.linear(x, weight, bias)
+    if x.dim() != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x [T, {weight.shape[1]}] is needed, got {tuple(x.shape)}")
+    if weight.dtype is not None and x.dtype != weight.dtype:
+        raise ValueError(f"a weight of {weight.dtype} takes x of that type, got {x.dtype}")
+    given = x.contiguous() if x.dtype in _KINDS else x.float().contiguous()
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=given.dtype)
+    product = weight.with_bias(bias)
+    native.check(
+        native.library().bw_linear(product, given.data_ptr(), out.data_ptr(), x.shape[0], _KINDS[given.dtype])
+    )
+    return out.to(x.dtype)
+
+
+def rows(weight: Packed, ids: Tensor) -> Tensor:
+    """Rows of the weight at ids int64 [T], float32 [T, K]: an embedding read from the packed table. Raises IndexError."""
+    out = torch.empty((ids.shape[0], weight.shape[1]))
+    ids = ids.contiguous()
+    native.check(native.library().bw_weight_rows(weight.struct, ids.data_ptr(), out.data_ptr(), ids.shape[0]))
+    return out
 
 
 def _address(part: Tensor | None) -> int:
     return 0 if part is None else part.data_ptr()
 
 
-def _check_groups(weight: Quantized) -> None:
-    outputs, inputs = weight.shape
-    if weight.group % 32 or inputs % weight.group:
-        raise ValueError(f"groups of {weight.group} inputs: a multiple of 32 that divides the {inputs} inputs is needed")
-    shape = (outputs, inputs // weight.group)
-    for part in (weight.scales, weight.offsets):
-        if part is not None and (part.shape != shape or part.dtype != torch.float16):
-            raise ValueError(f"float16 {shape} is needed per group, got {part.dtype} {tuple(part.shape)}")
+def _padded(bias: Tensor | None, outputs: int) -> Tensor:
+    """The bias as float32 with zeros up to whole panels."""
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"a bias for {outputs} outputs is needed, got {tuple(bias.shape)}")
+    wide = torch.zeros(-(-outputs // PANEL) * PANEL)
+    if bias is not None:
+        wide[:outputs] = bias
+    return wide

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from branchwork.kernels.cpu import native
 from branchwork.kernels.cpu.product import PANEL, Packed, pack
+from branchwork.kernels.reference.kv import ROW_TAIL
 from branchwork.kernels.reference.quant import Quantized
 from branchwork.kernels.reference.stack import LayerParts, StackParts
 
@@ -83,6 +84,7 @@ class NativeStack:
             page_table.data_ptr(), cu_rows.data_ptr(), kv_len.data_ptr(), out.data_ptr(),
             page_stride, head_stride, page_table.shape[1], tokens, wanted.shape[0], self._cos.shape[0],
             *self._sizes, page, pages, rows, page_table.shape[1], self._eps, self._sizes[5] ** -0.5,
+            k[0].dtype == torch.int8,
         )  # fmt: skip
         native.check(native.library().bw_stack(call, self._element))
         return out
@@ -105,11 +107,15 @@ class NativeStack:
         layers, _, _, _, kv_heads, dim = self._sizes
         first = k[0] if k else torch.empty(0)
         for pool in (*k, *v):
-            if pool.dtype != self._dtype or pool.stride() != first.stride() or pool.shape != first.shape:
-                raise ValueError(f"the pools must be alike and {self._dtype}, got {pool.dtype} {tuple(pool.shape)}")
-        if len(k) != layers or len(v) != layers or first.shape[1::2] != (kv_heads, dim):
-            raise ValueError(f"{layers} pools [P, {kv_heads}, S, {dim}] are needed twice, got {len(k)} and {len(v)}")
-        if first.stride()[2:] != (dim, 1):
+            alike = pool.dtype == first.dtype and pool.dtype in (self._dtype, torch.int8)
+            if not alike or pool.stride() != first.stride() or pool.shape != first.shape:
+                raise ValueError(
+                    f"the pools must be alike, {self._dtype} or int8, got {pool.dtype} {tuple(pool.shape)}"
+                )
+        row = dim + ROW_TAIL if first.dtype == torch.int8 else dim
+        if len(k) != layers or len(v) != layers or first.shape[1::2] != (kv_heads, row):
+            raise ValueError(f"{layers} pools [P, {kv_heads}, S, {row}] are needed twice, got {len(k)} and {len(v)}")
+        if first.stride()[2:] != (row, 1):
             raise ValueError("the last two dimensions of the pools must be contiguous")
         self._pools = (k, v)
         self._addresses = np.array([pool.data_ptr() for pair in zip(k, v) for pool in pair], np.int64)

@@ -1,24 +1,27 @@
-"""Writing keys and values into the paged pool: the definition.
+"""Rows of keys and values in the paged pool, written and read: the definition.
 
 Knows: torch, the head-major page layout. Must not know: who owns a page.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from branchwork.kernels.reference.rope import rope
 
+ROW_TAIL = 8  # bytes behind the D integers of an int8 row: their float32 scale, and four unused
+
 
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
-    """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] at slots int64 [T], slot = page * S + offset. In place.
+    """Write k, v [T, KVH, D] to the pools [P, KVH, S, D], or int8 [P, KVH, S, D + 8], at slots int64 [T]. In place.
 
-    Slots of one call are distinct.
+    slot = page * S + offset; slots of one call are distinct.
     """
     size = k_pool.shape[2]
     page, offset = slots // size, slots % size
-    k_pool[page, :, offset] = k
-    v_pool[page, :, offset] = v
+    k_pool[page, :, offset] = as_rows(k, k_pool.dtype)
+    v_pool[page, :, offset] = as_rows(v, v_pool.dtype)
 
 
 def rope_store_kv(
@@ -28,3 +31,22 @@ def rope_store_kv(
     q, k = rope(q, k, cos, sin)
     store_kv(k, v, k_pool, v_pool, slots)
     return q
+
+
+def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Vectors [.., D] as rows of a pool of this type: int8 rows are [.., D + 8], x / scale rounded half to even, then
+    the scale absmax / 127."""
+    if dtype != torch.int8:
+        return x
+    scale = x.float().abs().amax(-1, keepdim=True) / 127.0
+    values = (x.float() / torch.where(scale > 0, scale, 1.0)).round().to(torch.int8)
+    return torch.cat((values, scale.view(torch.int8), torch.zeros_like(scale).view(torch.int8)), -1)
+
+
+def vectors(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a pool as vectors [.., D]; of an int8 pool rounded to `dtype`, of others as they are."""
+    if rows.dtype != torch.int8:
+        return rows
+    dim = rows.shape[-1] - ROW_TAIL
+    scale = rows[..., dim : dim + 4].contiguous().view(torch.float32)
+    return (rows[..., :dim].float() * scale).to(dtype)

@@ -5,16 +5,22 @@ Knows: torch. Must not know: models, weight files, hardware.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from branchwork.kernels.reference import quant
+from branchwork.kernels.reference.quant import Quantized
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]."""
+
+def linear(x: Tensor, weight: Tensor | Quantized, bias: Tensor | None) -> Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]; quant.py defines it for a Quantized."""
+    if isinstance(weight, Quantized):
+        return quant.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def pack_linear(weight: Tensor) -> Tensor:
+def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Tensor | Quantized:
     """The weight itself: the plain product wants no other layout."""
     return weight
 

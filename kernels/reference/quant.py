@@ -68,15 +68,45 @@ def dequantize(weight: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
     return numbers.view(outputs, inputs).to(dtype)
 
 
+def check(weight: Quantized) -> None:
+    """Raises ValueError where a Quantized is not what its docstring says."""
+    outputs, inputs = weight.shape
+    values, group = weight.values, weight.group
+    if weight.bits not in (4, 8) or values.dtype != (torch.int8 if weight.bits == 8 else torch.uint8):
+        raise ValueError(f"int8 values of 8 bits or uint8 values of 4 are needed, got {values.dtype} of {weight.bits}")
+    if group < BLOCK or group % BLOCK or inputs % group:
+        raise ValueError(f"a group is a multiple of {BLOCK} that divides the {inputs} inputs, not {group}")
+    for part in (weight.scales, weight.offsets):
+        if part is not None and (part.shape != (outputs, inputs // group) or part.dtype != torch.float16):
+            shape = (outputs, inputs // group)
+            raise ValueError(f"float16 {shape} is needed for each group, got {part.dtype} {tuple(part.shape)}")
+
+
+def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, K] as integers -127 to 127 [T, K / BLOCK, BLOCK] and their scales [T, K / BLOCK, 1], both float32: each BLOCK
+    inputs of a row share absmax / 127, halves go to the even neighbour. Not finite inputs give a scale of NaN."""
+    blocks = x.float().reshape(x.shape[0], -1, BLOCK)
+    top = blocks.abs().amax(-1, keepdim=True)
+    finite = (blocks - blocks).sum(-1, keepdim=True)
+    numbers = torch.where(top < 1e-30, torch.zeros_like(blocks), blocks * (127 / top))
+    return numbers.round(), top / 127 + finite
+
+
+def linear(x: Tensor, weight: Quantized, bias: Tensor | None) -> Tensor:
+    """x [T, K], rounded to integers, times the weight transposed, plus bias [N]: the definition of such a product, up to
+    the order of its float32 sums. Returns [T, N] of x's dtype."""
+    numbers, scales = rounded_inputs(x)
+    out = (numbers * scales).view(x.shape) @ dequantize(weight).T
+    return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
 def cat(parts: Sequence[Quantized]) -> Quantized:
     """Weights with the same K below each other. Where they differ in bits, groups or offsets all become what holds
     every one of them exactly: 8 bits, the smallest group, offsets."""
     group = min(part.group for part in parts)
     mixed = len({part.bits for part in parts}) > 1
     shifted = len({part.offsets is None for part in parts}) > 1
-    parts = [
-        _widened(part, 8 if mixed or (shifted and part.bits == 4) else part.bits, group, shifted) for part in parts
-    ]
+    parts = [_widened(part, 8 if mixed else part.bits, group, shifted) for part in parts]
     bits = max(part.bits for part in parts)
     parts = [_widened(part, bits, group, shifted) for part in parts]
     offsets = [part.offsets for part in parts if part.offsets is not None]
@@ -97,7 +127,7 @@ def _widened(part: Quantized, bits: int, group: int, shifted: bool) -> Quantized
         numbers = _integers(part)
         values = (numbers if part.offsets is not None else numbers - 8).contiguous()
     if shifted and offsets is None:
-        offsets = torch.zeros_like(scales)
+        offsets = torch.zeros_like(scales) if bits == 8 else scales * -8
     return Quantized(values, scales, offsets, bits, group)
 
 

@@ -20,12 +20,11 @@ import zmq
 import zmq.asyncio
 
 from branchwork.lang.protocol import ModelInfo
-from branchwork.runtime.config import ConfigError, cores, parse, pick_threads
+from branchwork.runtime.config import ConfigError, cores, parse
 from branchwork.runtime.gateway.chat import frames
 from branchwork.runtime.gateway.programs import Server, bind
 from branchwork.runtime.gateway.supervisor import EngineDied, Supervisor
 from branchwork.runtime.gateway.text import Texts
-from branchwork.runtime.loading.companions import stored_bytes
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
@@ -107,12 +106,10 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
     model_frames = frames(chat_template(directory), **special_texts(directory))
     ends = eos_ids(directory)
     host = Host(texts, model_frames, eos=ends, max_branches=config.max_branches, emit=server.emit)
-    # before the engine starts: OpenMP reads its environment once, when torch is imported
-    threads = config.threads or pick_threads(stored_bytes(directory), cores())
     supervisor = Supervisor(
-        _engine_command(directory, [*arguments.options, f"threads={threads}"]),
+        _engine_command(directory, arguments.options),
         folder,
-        threads=threads,
+        threads=config.threads or cores(),
         restarts=config.restarts,
         on_messages=host.on_messages,
         in_flight=host.restart,

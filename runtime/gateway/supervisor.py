@@ -32,7 +32,7 @@ class EngineDied(RuntimeError):
 
 
 class Supervisor:
-    """One engine under watch.
+    """One engine under watch. threads: it starts no more of them.
 
     on_messages gets every list of events; in_flight gives the Submits and Scores to send again after a restart;
     on_loading(stage, fraction) hears of progress before the engine is ready.
@@ -85,7 +85,7 @@ class Supervisor:
         environment = {
             **os.environ,
             "OMP_WAIT_POLICY": "passive",  # spinning threads burn their partner's time slice (benchmarks/LOG.md)
-            "OMP_NUM_THREADS": str(self._threads),
+            "OMP_NUM_THREADS": str(self._threads),  # read once, when the engine imports torch
             "PYTHONUNBUFFERED": "1",
         }
         self._process = await asyncio.create_subprocess_exec(

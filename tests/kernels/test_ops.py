@@ -144,7 +144,7 @@ def test_every_op_with_more_than_one_implementation_is_compared() -> None:
 
 def _tensors(result: Any, arguments: list[Any]) -> list[Tensor]:
     results = result if isinstance(result, tuple) else (result,)
-    return [x.to_dense().cpu() for x in (*results, *arguments) if torch.is_tensor(x)]
+    return [x.to_dense().cpu() for x in (*results, *arguments) if isinstance(x, Tensor | kernels.Packed)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, parse, resolve
+from branchwork.runtime import config as configuration
+from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
 
 LAPTOP = Hardware(device="cpu", cores=2, memory=8 * 2**30)
 SMALL = ModelSize(context=2048, page_bytes=6144, weight_bytes=10 * 2**20)
@@ -32,11 +35,24 @@ def test_a_bad_option_is_named(option: str, words: str) -> None:
 
 def test_everything_left_open_is_filled_in_with_a_note() -> None:
     config, notes = resolve(Config(), LAPTOP, SMALL)
-    assert config.context == 2048 and config.threads == 1 and config.device == "cpu"
-    large = ModelSize(context=2048, page_bytes=6144, weight_bytes=2**30)
-    assert resolve(Config(), LAPTOP, large)[0].threads == 2
+    assert config.context == 2048 and config.budget == 1024 and config.device == "cpu"
     assert config.pages * SMALL.page_bytes <= LAPTOP.memory // 4
     assert any("KV cache" in note for note in notes)
+
+
+def test_cores_are_bounded_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,4")
+    assert cores() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+def test_hardware_threads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(configuration, "_siblings", lambda cpu: f"{cpu % 2},{cpu % 2 + 2}")
+    monkeypatch.setattr(configuration, "_quota", lambda: 9)
+    assert cores() == 2
 
 
 def test_a_context_beyond_the_models_is_cut_and_said() -> None:
