@@ -24,7 +24,14 @@ from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
 from branchwork.runtime.execution.drafting import DraftModel, same_vocabulary
 from branchwork.runtime.execution.memory import free_memory
-from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
+from branchwork.runtime.execution.runner import (
+    Pending,
+    Runner,
+    bytes_per_page,
+    pick_device,
+    set_threads,
+    threads_in_use,
+)
 from branchwork.runtime.execution.threads import pick_threads
 from branchwork.runtime.grammar.compiled import prepare
 from branchwork.runtime.grammar.pool import Compiler
@@ -35,6 +42,7 @@ from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.registry import load_model, load_spec
+from branchwork.runtime.models.size import in_layers, looked_up, parameters
 from branchwork.runtime.plan import Plan, Result, Row
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
@@ -275,6 +283,13 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         device=device,
         family=spec.family,
         vocab=spec.vocab,
+        weight_bytes=model.weight_bytes,
+        kv_bytes=config.pages * size.page_bytes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        threads=threads_in_use(),
+        parameters=parameters(spec),
+        in_layers=in_layers(spec),
+        read_bytes=model.weight_bytes - looked_up(spec) * model.dtype.itemsize,
     )
     return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)
 

@@ -193,12 +193,26 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """What the engine serves. quantization: the weights' kind where they are not kept in `dtype`. Sizes are bytes.
+
+    in_layers: parameters without embedding and head. read_bytes: of the weights that a forward reads, so without an
+    embedding that is only looked up.
+    """
+
     pages: int
     page_size: int
     context: int
     device: str
     family: str
     vocab: int
+    quantization: str = ""
+    weight_bytes: int = 0
+    kv_bytes: int = 0  # of the whole pool
+    dtype: str = ""
+    threads: int = 1
+    parameters: int = 0
+    in_layers: int = 0
+    read_bytes: int = 0
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):

@@ -29,6 +29,7 @@ _MESSAGES = {
     -3: "no memory for the kernel's scratch space",
     -4: "a token id lies outside the vocabulary, a position outside its page table or a wanted place outside the step",
 }
+_FEATURES = ("AVX512-BF16", "AVX512-VNNI", "AVX-VNNI", "NEON", "NEON dot products")
 
 
 def _open() -> tuple[ctypes.CDLL | None, str]:
@@ -58,6 +59,8 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "weight_rows": [ctypes.c_char_p, pointer, pointer, wide],
         "pack": [ctypes.c_char_p],
         "vector_width": [narrow],
+        "read": [pointer, wide, pointer],
+        "features": [],
     }.items():
         function = getattr(library, f"bw_{name}")
         function.argtypes = arguments
@@ -85,3 +88,9 @@ def check(code: int) -> None:
 def vector_width(floats: int = 0) -> int:
     """Use vectors of at most this many floats from now on (0: the widest here); returns the choice. For tests."""
     return int(library().bw_vector_width(floats))
+
+
+def features() -> list[str]:
+    """What this processor multiplies bfloat16 and small integers with, by name; none on a machine without."""
+    bits = int(library().bw_features())
+    return [name for n, name in enumerate(_FEATURES) if bits >> n & 1]

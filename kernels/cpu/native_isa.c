@@ -14,6 +14,7 @@
 #include "native_product.c"
 #include "native_rows.c"
 #include "native_stack.c"
+#include "native_probe.c"
 #undef vf
 #undef vi
 #undef vu

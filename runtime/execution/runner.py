@@ -27,7 +27,7 @@ from branchwork.runtime.sampling.sampler import Draw, Sampler
 from branchwork.runtime.speculative.verify import verified
 from branchwork.runtime.wire import TokenScore
 
-__all__ = ["Draws", "Pending", "Runner", "bytes_per_page", "pick_device", "set_threads"]
+__all__ = ["Draws", "Pending", "Runner", "bytes_per_page", "pick_device", "set_threads", "threads_in_use"]
 
 SCORES_AT_ONCE = 256  # places whose logits exist at the same time: a whole prompt's would not fit (places x vocabulary)
 
@@ -126,6 +126,11 @@ def pick_device(wanted: str) -> str:
 def set_threads(threads: int) -> None:
     """CPU threads of torch's operations in this process."""
     torch.set_num_threads(threads)
+
+
+def threads_in_use() -> int:
+    """What set_threads was told last."""
+    return torch.get_num_threads()
 
 
 def _places(rows: Sequence[Row]) -> list[Row]:

@@ -20,6 +20,7 @@ import zmq
 import zmq.asyncio
 
 from branchwork.lang.protocol import ModelInfo
+from branchwork.runtime import wire
 from branchwork.runtime.config import ConfigError, cores, parse
 from branchwork.runtime.gateway.chat import frames
 from branchwork.runtime.gateway.programs import Server, bind
@@ -128,13 +129,31 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
             page_size=ready.page_size,
             device=ready.device,
         )
-        host.attach(supervisor.send, ready.context)
+        host.attach(supervisor.send, ready.context, _facts(info.name, ready))
         if arguments.say is not None:
             arguments.say("ready", 1.0)
         server.open(host, info, config.window)
         await supervisor.serve()
     finally:
         await supervisor.stop()
+
+
+def _facts(name: str, ready: wire.Ready) -> dict[str, float | int | str]:
+    """What stats say of a runtime besides its counters."""
+    return {
+        "model": name,
+        "weights": ready.quantization or ready.dtype,
+        "dtype": ready.dtype,
+        "weight_bytes": ready.weight_bytes,
+        "read_bytes": ready.read_bytes,
+        "parameters": ready.parameters,
+        "in_layers": ready.in_layers,
+        "kv_bytes": ready.kv_bytes,
+        "page_size": ready.page_size,
+        "context": ready.context,
+        "device": ready.device,
+        "threads": ready.threads,
+    }
 
 
 def _engine_command(directory: Path, options: list[str]) -> list[str]:

@@ -31,6 +31,7 @@ EARLY = 256  # characters that make it worth while to compute them before they a
 SEAM = 4  # tokens at the end of a text that may change with what follows
 ASK_TIME = 10.0  # seconds an engine has to answer a question
 Emit = Callable[[bytes, protocol.GatewayMessage], None]
+Facts = dict[str, float | int | str]
 
 
 class Session:
@@ -72,14 +73,17 @@ class Host:
         self._emit = emit
         self._to_engine: Callable[[wire.ToEngine], None] = lambda message: None
         self._context = 0
+        self._facts: Facts = {}
+        self._begun = time.monotonic()
         self._next = 1
         self._sessions: dict[tuple[bytes, int], Session] = {}
         self._under_way: dict[int, tuple[Session, Call, Sample | Selection]] = {}  # engine request -> what it is for
-        self._questions: dict[int, asyncio.Future[dict[str, float | int | str]]] = {}
+        self._questions: dict[int, asyncio.Future[Facts]] = {}
 
-    def attach(self, to_engine: Callable[[wire.ToEngine], None], context: int) -> None:
-        """The engine is ready; context in tokens."""
+    def attach(self, to_engine: Callable[[wire.ToEngine], None], context: int, facts: Facts | None = None) -> None:
+        """The engine is ready; context in tokens. facts: what stats say of it that stays as it is."""
         self._to_engine, self._context = to_engine, context
+        self._facts, self._begun = facts or {}, time.monotonic()
 
     # --- what connections ask
 
@@ -163,17 +167,21 @@ class Host:
             self._stop(session, session.machine.cancel(None, "budget", why))
             self._advance(session)
 
-    async def ask(self, what: str) -> dict[str, float | int | str]:
-        """stats, flush_cache or check of the engine, with the gateway's own counts. Raises ValueError, TimeoutError."""
+    async def ask(self, what: str) -> Facts:
+        """stats, flush_cache or check of the engine, with the gateway's own counts. Raises ValueError, TimeoutError.
+
+        uptime: seconds since the engine was ready."""
         if what not in ("stats", "flush_cache", "check", "ping"):
             raise ValueError(f"unknown question {what!r}; known: stats, flush_cache, check, ping, shutdown")
-        own: dict[str, float | int | str] = {
+        own: Facts = {
             "programs": len(self._sessions),
             "requests": len(self._under_way),
             "encoded_characters": self._texts.encoded,
         }
         if what == "ping":
             return own
+        if what == "stats":
+            own |= {**self._facts, "uptime": time.monotonic() - self._begun}
         number = self._number()
         answer = self._questions[number] = asyncio.get_running_loop().create_future()
         self._to_engine(wire.Ask(number, what))

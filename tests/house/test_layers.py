@@ -54,6 +54,8 @@ TORCH_ROOMS = (
     "engine",
     "sapling",
     "doctor",
+    "doctor_model",
+    "bench_machine",
 )
 
 
