@@ -247,11 +247,8 @@ DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int6
          (x, out, rows, stride, width, bf16))
 DISPATCH(sample, (const Sampling *a), (a))
 DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
-<<<<<<< HEAD
 DISPATCH(logits, (const Product *w, const float *x, float *out, int64_t rows), (w, x, out, rows))
-=======
 DISPATCH(read, (const void *p, int64_t bytes, uint32_t *out), (p, bytes, out))
->>>>>>> 065fcedadb30b4ea3a61f43987a85c81c004176c
 DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 DISPATCH(linear, (const Product *w, const void *x, void *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 DISPATCH(weight_rows, (const Product *w, const int64_t *ids, float *out, int64_t rows), (w, ids, out, rows))
