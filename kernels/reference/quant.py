@@ -38,24 +38,6 @@ class Quantized(NamedTuple):
         return sum(part.nbytes for part in (self.values, self.scales, self.offsets) if part is not None)
 
 
-def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None = None) -> Quantized:
-    """A weight [N, K] rounded to `bits` (8 or 4) with the largest magnitude of each group as the end of its range.
-
-    offsets: whether groups have one; None: where the method wants them, which this one never does.
-    """
-    if offsets:
-        raise ValueError("offsets are not found by this method")
-    outputs, inputs = weight.shape
-    groups = weight.float().view(outputs, inputs // group, group)
-    most = 127 if bits == 8 else 7
-    scales = (groups.abs().amax(-1) / most).half()
-    numbers = (groups / scales.float()[..., None].clamp(min=1e-12)).round().clamp(-most - 1, most).view(outputs, inputs)
-    if bits == 8:
-        return Quantized(numbers.to(torch.int8), scales, None, 8, group)
-    codes = (numbers + 8).to(torch.uint8)
-    return Quantized(codes[:, ::2] | codes[:, 1::2] << 4, scales, None, 4, group)
-
-
 def dequantize(weight: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight [N, K] itself, computed in float32."""
     outputs, inputs = weight.shape
