@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
     """A weight [N, K]; group g of an output covers inputs [g * group, (g + 1) * group).
 
     bits 8: values int8 [N, K], w = scale * value (+ offset). bits 4: values uint8 [N, K / 2], input 2i in the low and
-    2i + 1 in the high four bits of byte i; w = scale * (nibble - 8), or scale * nibble + offset where offsets are given.
+    2i + 1 in the high four bits of byte i; w = scale * (nibble - 8), or scale * nibble + offset where there are any.
     scales, offsets: float16 [N, K / group]. group is a multiple of BLOCK and divides K.
     """
 
@@ -66,8 +66,10 @@ def check(weight: Quantized) -> None:
 
 
 def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [T, K] as integers -127 to 127 [T, K / BLOCK, BLOCK] and their scales [T, K / BLOCK, 1], both float32: each BLOCK
-    inputs of a row share absmax / 127, halves go to the even neighbour. Not finite inputs give a scale of NaN."""
+    """x [T, K] as integers -127 to 127 [T, K / BLOCK, BLOCK] and their scales [T, K / BLOCK, 1], both float32.
+
+    BLOCK inputs of a row share absmax / 127; halves go to the even neighbour. Not finite inputs give a scale of NaN.
+    """
     blocks = x.float().reshape(x.shape[0], -1, BLOCK)
     top = blocks.abs().amax(-1, keepdim=True)
     finite = (blocks - blocks).sum(-1, keepdim=True)
@@ -76,8 +78,10 @@ def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(x: Tensor, weight: Quantized, bias: Tensor | None) -> Tensor:
-    """x [T, K], rounded to integers, times the weight transposed, plus bias [N]: the definition of such a product, up to
-    the order of its float32 sums. Returns [T, N] of x's dtype."""
+    """x [T, K], rounded to integers, times the weight transposed, plus bias [N]. Returns [T, N] of x's dtype.
+
+    The definition of such a product, up to the order of its float32 sums.
+    """
     numbers, scales = rounded_inputs(x)
     out = (numbers * scales).view(x.shape) @ dequantize(weight).T
     return (out if bias is None else out + bias.float()).to(x.dtype)
@@ -124,7 +128,7 @@ _ROWS = 1 << 18  # numbers that are quantized at a time: what a core's caches ho
 
 
 def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None = None) -> Quantized:
-    """weight [N, K], of any float type, as integers in groups of K; offsets: None for what is best, which is with 4 bits.
+    """weight [N, K], of any float type, as integers in groups of K; offsets: None for what is best: only with 4 bits.
 
     8 bits: rounded, with absmax / 127 for a scale. 4 bits: scale and offset of each group are searched for the least
     squared error, a grid of ranges first and then least squares for the numbers the best range gives.
@@ -133,7 +137,9 @@ def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None
     shifted = bits == 4 if offsets is None else offsets
     outputs, inputs = weight.shape
     if bits not in (4, 8) or group < BLOCK or group % BLOCK or inputs % group:
-        raise ValueError(f"4 or 8 bits and a group, a multiple of {BLOCK} that divides {inputs}, not {bits} and {group}")
+        raise ValueError(
+            f"4 or 8 bits and a group, a multiple of {BLOCK} that divides {inputs}, not {bits} and {group}"
+        )
     step = max(1, _ROWS // inputs)
     parts = [_quantized(weight[n : n + step].float(), bits, group, shifted) for n in range(0, outputs, step)]
     values, scales, shifts = (torch.cat([part[i] for part in parts]) for i in range(3))
@@ -185,7 +191,9 @@ def _searched(groups: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
         for _ in range(2):
             numbers = _numbers(groups, one_scale, one_shift, 0, 15, zero)
             one_scale, one_shift = _fitted(groups, numbers - zero, shifted)
-            error = torch.addcmul(groups - one_shift, numbers - zero, one_scale, value=-1).square_().sum(1, keepdim=True)
+            error = (
+                torch.addcmul(groups - one_shift, numbers - zero, one_scale, value=-1).square_().sum(1, keepdim=True)
+            )
             better = error < best
             best = torch.where(better, error, best)
             scale, shift = torch.where(better, one_scale, scale), torch.where(better, one_shift, shift)
