@@ -73,7 +73,7 @@ def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
     blocks = x.float().reshape(x.shape[0], -1, BLOCK)
     top = blocks.abs().amax(-1, keepdim=True)
     finite = (blocks - blocks).sum(-1, keepdim=True)
-    numbers = torch.where(top < 1e-30, torch.zeros_like(blocks), blocks * (127 / top))
+    numbers = torch.where(top < 1e-30, torch.zeros_like(blocks), blocks * (torch.full_like(top, 127) / top))  # 127 / top would multiply by a reciprocal
     return numbers.round(), top / 127 + finite
 
 
