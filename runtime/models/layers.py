@@ -18,7 +18,7 @@ class Linear:
 
     __slots__ = ("bias", "weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor | kernels.Quantized, bias: Tensor | None = None) -> None:
         self.weight = kernels.pack_linear(weight)
         self.bias = bias  # [N]
 
