@@ -149,7 +149,7 @@ def sample(
 
 
 def stack(parts: StackParts) -> Stack | None:
-    """All layers of a decoder as one call, where that pays; None where the ops above serve it as well or better.
+    """All layers of a decoder as one call; None where only the ops above serve it.
 
     Reads the layers only in the first case.
     """

@@ -153,7 +153,8 @@ def _check_guessers(config: Config) -> None:
 
 
 def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Config, list[str]]:
-    """Fill in everything left open but `threads`, which takes measuring. Pure. The notes say what was decided and why, a line each.
+    """Fill in everything left open but `threads`, which takes measuring. Pure. The notes say what was decided and why,
+    a line each.
 
     Raises ConfigError when not even one full context of KV fits.
     """

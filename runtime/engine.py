@@ -220,8 +220,8 @@ def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, v
     model = None
     if draft is not None:
         small = DraftModel(draft, config.pages, config.page_size, vocab)
-        cost = timed(small, config.pages, config.page_size)
-        model = ModelDrafter(small, config.pages, config.page_size, draft.spec.context, cost)
+        each = timed(small, config.pages, config.page_size)
+        model = ModelDrafter(small, config.pages, config.page_size, draft.spec.context, each)
     drafters = (Lookup(),) if "lookup" in config.guessers else ()
     return Speculator(
         drafters, measured(verify, time.perf_counter, most_tokens(config)), "grammar" in config.guessers, model

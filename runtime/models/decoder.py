@@ -35,17 +35,18 @@ class Layer:
     __slots__ = ("attention", "mlp", "norm", "post_norm")
 
     def __init__(self, spec: ModelSpec, parts: kernels.LayerParts) -> None:
+        dtype = parts.norm.dtype
         self.norm = parts.norm
         self.attention = Attention(
             spec.attention,
-            Linear(*parts.qkv),
-            Linear(*parts.out),
+            Linear(*parts.qkv, dtype),
+            Linear(*parts.out, dtype),
             norms=parts.qk_norm,
             eps=spec.eps,
             window=parts.window,
         )
         self.post_norm = parts.post_norm
-        self.mlp = Mlp(Linear(*parts.gate_up), Linear(*parts.down))
+        self.mlp = Mlp(Linear(*parts.gate_up, dtype), Linear(*parts.down, dtype))
 
 
 class Decoder:
@@ -69,7 +70,7 @@ class Decoder:
             self._embed = dequantize(parts.embed, self.dtype) if isinstance(parts.embed, Quantized) else parts.embed
             self._layers = [Layer(spec, parts.layer(i)) for i in range(spec.layers)]
             self._norm = parts.norm
-            self._head = Linear(parts.head)
+            self._head = Linear(parts.head, None, self.dtype)
 
     @classmethod
     def load(

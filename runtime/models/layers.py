@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from branchwork import kernels
+from branchwork.kernels.reference.quant import Quantized
 from branchwork.runtime.models.rope import frequencies
 from branchwork.runtime.models.spec import RopeSpec
 
 
 class Linear:
-    """x [T, K] to [T, N]. Keeps its own packing of the weight [N, K]."""
+    """x [T, K] of `dtype` to [T, N]. Keeps its own packing of the weight [N, K]."""
 
     __slots__ = ("bias", "weight")
 
-    def __init__(self, weight: Tensor | kernels.Quantized, bias: Tensor | None = None) -> None:
-        self.weight = kernels.pack_linear(weight)
+    def __init__(self, weight: Tensor | Quantized, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = kernels.pack_linear(weight, dtype)
         self.bias = bias  # [N]
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ import torch
 import branchwork.runtime.sapling
 from branchwork import kernels
 from branchwork.kernels import table
-from branchwork.kernels.cpu import native, stack
+from branchwork.kernels.cpu import native, product, stack
+from branchwork.kernels.reference.quant import Quantized, dequantize
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.models.decoder import Decoder
+from branchwork.runtime.models.layers import Rotary
 from branchwork.runtime.models.registry import load_model
+from branchwork.runtime.models.spec import AttentionSpec, ModelSpec, RopeSpec
 from branchwork.runtime.models.step import Step
 from tests.checkpoints import CHECKPOINTS, checkpoint
 
@@ -106,23 +110,137 @@ def test_rows_that_share_pages_get_to_the_bit_what_each_gets_alone(dtype: str) -
         assert torch.equal(model.forward(step([row], [len(row[1]) - 1]), kv)[0], together[r]), f"row {r}"
 
 
-def test_large_models_and_odd_sizes_run_op_by_op() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_number_of_threads_does_not_change_a_bit_of_a_step(dtype: str) -> None:
+    model = load_model(SAPLING, dtype=dtype)
+    pages = forked([300, 90, 120], 0)
+    rows = [(0, tokens(300, 1), pages[0]), (89, [5], pages[1]), (119, [6], pages[2])]
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 5):  # five: more than there are cores
+        torch.set_num_threads(count)
+        found.append(model.forward(step(rows, [299, 300, 301]), pool(model)))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("chunk", [64, 250])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_long_prompt_cut_into_chunks_gives_the_same_bits(dtype: str, chunk: int) -> None:
+    """560 tokens: as one step they go through the products in three spans."""
+    model = load_model(SAPLING, dtype=dtype)
+    own, ids = forked([560], 0)[0], tokens(560, 4)
+    whole = model.forward(step([(0, ids, own)], [559, 3]), pool(model))[0]
+    kv = pool(model)
+    for start in range(0, 560, chunk):
+        piece = ids[start : start + chunk]
+        last = model.forward(step([(start, piece, own)], [len(piece) - 1]), kv)[0]
+    assert torch.equal(last, whole)
+
+
+def integers(outputs: int, inputs: int, bits: int, group: int, shifted: bool, seed: int) -> Quantized:
+    generator = torch.Generator().manual_seed(seed)
+    groups = (outputs, inputs // group)
+    if bits == 8:
+        values = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
+    else:
+        values = torch.randint(0, 256, (outputs, inputs // 2), generator=generator, dtype=torch.uint8)
+    scales = (torch.rand(groups, generator=generator) + 0.5) * (0.002 if bits == 8 else 0.03)
+    offsets = (torch.randn(groups, generator=generator) * 0.05).half() if shifted else None
+    return Quantized(values, scales.half(), offsets, bits, group)
+
+
+def mixed(spec: ModelSpec, plain: bool = False) -> kernels.StackParts:
+    """A model whose every product has another kind of weight; plain: the same numbers as floats."""
+    a, c, f = spec.attention, spec.hidden, spec.ffn
+    wide = (a.heads + 2 * a.kv_heads) * a.head_dim
+    norm = torch.linspace(0.5, 1.5, c)
+
+    def weight(*given: int) -> kernels.Affine:
+        whole = integers(*given)
+        return kernels.Affine(dequantize(whole) if plain else whole)
+
+    def layer(i: int) -> kernels.LayerParts:
+        at = 10 * i
+        return kernels.LayerParts(
+            norm=norm,
+            qkv=weight(wide, c, 8, 32, False, at),
+            qk_norm=None,
+            out=kernels.Affine(dequantize(integers(c, a.heads * a.head_dim, 8, 32, False, at + 1))),
+            post_norm=norm,
+            gate_up=weight(2 * f, c, 4, c, True, at + 2),
+            down=weight(c, f, 4, 32, False, at + 3),
+            window=0,
+        )
+
+    embed = weight(spec.vocab, c, 8, 32, True, 99).weight
+    return kernels.StackParts(
+        embed=embed, norm=norm, head=embed, layer=layer, angles=Rotary(spec.rope, a.head_dim, torch.device("cpu")),
+        layers=2, heads=a.heads, kv_heads=a.kv_heads, dim=a.head_dim, ffn=f, eps=spec.eps, bytes=0,
+    )  # fmt: skip
+
+
+SPEC = ModelSpec(
+    family="llama", vocab=330, hidden=64, layers=2, ffn=96, context=1024, eps=1e-5, tied=True, mlp_bias=False,
+    attention=AttentionSpec(4, 2, 16, False, False, False, (0, 0)), rope=RopeSpec("default", 10000.0, {}),
+    stored="float32",
+)  # fmt: skip
+
+
+def test_products_of_every_kind_give_what_their_floats_give() -> None:
+    whole, floats = Decoder(SPEC, mixed(SPEC)), Decoder(SPEC, mixed(SPEC, plain=True))
+    assert whole._stack is not None
+    one = step([(0, tokens(70, 1), forked([70], 0)[0])], [69, 5])
+    found, expected = whole.forward(one, pool(whole)), floats.forward(one, pool(floats))
+    assert ((found - expected).norm() / expected.norm()).item() < 0.03  # inputs are rounded to 8 bits
+
+
+@pytest.mark.parametrize("missing", [(stack,), (stack, product)], ids=["one call", "library"])
+def test_products_of_every_kind_serve_op_by_op(missing: tuple[ModuleType, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Decoder(SPEC, mixed(SPEC))
+    one = step([(0, tokens(70, 1), forked([70], 0)[0])], [69, 5])
+    expected = whole.forward(one, pool(whole))
+    with monkeypatch.context() as patch:
+        for module in missing:
+            patch.setattr(module, "available", False)
+            patch.setattr(module, "why", "done without")
+        table.implementation.cache_clear()
+        plain = Decoder(SPEC, mixed(SPEC))
+        found = plain.forward(one, pool(plain))
+    table.implementation.cache_clear()
+    assert plain._stack is None
+    assert ((found - expected).norm() / expected.norm()).item() < 0.03
+
+
+def test_a_row_through_integer_products_does_not_depend_on_its_batch_or_threads() -> None:
+    model = Decoder(SPEC, mixed(SPEC))
+    pages = forked([300, 40, 41], 0)
+    rows = [(0, tokens(300, 1), pages[0]), (0, tokens(40, 2), pages[1]), (40, [9], pages[2])]
+    kv = pool(model)
+    model.forward(step([(0, tokens(40, 3), pages[2])], [0]), kv)
+    together = model.forward(step(rows, [299, 339, 340]), kv)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    again = model.forward(step(rows, [299, 339, 340]), kv)
+    torch.set_num_threads(threads)
+    assert torch.equal(again, together)
+    for r, row in enumerate(rows):
+        assert torch.equal(model.forward(step([row], [len(row[1]) - 1]), kv)[0], together[r]), f"row {r}"
+
+
+def test_a_head_that_is_the_embedding_is_held_once() -> None:
+    def held(parts: kernels.StackParts) -> int:
+        built = stack.stack(parts)
+        assert built is not None
+        return sum(part.nbytes for part in built._held)
+
+    parts = mixed(SPEC)
+    other = parts._replace(head=integers(SPEC.vocab, SPEC.hidden, 8, 32, True, 99))
+    assert held(other) - held(parts) >= SPEC.vocab * SPEC.hidden
+
+
+def test_odd_head_sizes_run_op_by_op() -> None:
     assert load_model(checkpoint("llama-head-dim"), dtype="float32")._stack is None  # head size 20
-    parts = kernels.StackParts(
-        embed=torch.zeros(8, 16),
-        norm=torch.zeros(16),
-        head=torch.zeros(8, 16),
-        layer=lambda i: pytest.fail("a stack that is not made reads no layer"),
-        angles=lambda positions: (positions, positions),
-        layers=1,
-        heads=2,
-        kv_heads=1,
-        dim=8,
-        ffn=16,
-        eps=1e-5,
-        bytes=1 << 30,
-    )
-    assert kernels.stack(parts) is None
 
 
 def test_ids_pages_and_places_out_of_range_are_errors() -> None:
