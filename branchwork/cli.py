@@ -1,4 +1,4 @@
-"""The `branchwork` command: demo, run, serve, ps, bench, doctor, keys.
+"""The `branchwork` command: demo, run, serve, ps, bench, doctor, quantize, keys.
 
 Knows: the terminal, what each command starts. Must not know: how any of it works. Heavy rooms are imported by the
 command that needs them, so that `branchwork --help` answers at once.
@@ -35,7 +35,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="sapling, a directory, or a hub name")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="sapling, a directory, a .gguf file, or a hub name")]
 OptionOption = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="runtime option, repeatable")
 ]
@@ -73,7 +73,7 @@ def run(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="sapling, a directory, or a hub name")] = "sapling",
+    model: Annotated[str, typer.Argument(help="sapling, a directory, a .gguf file, or a hub name")] = "sapling",
     endpoint: Annotated[str, typer.Option(help="ipc:///path or tcp://127.0.0.1:port")] = "",
     curve_keys: Annotated[Path | None, typer.Option(help="folder made by `branchwork keys`")] = None,
     option: OptionOption = None,
@@ -172,6 +172,28 @@ def doctor(
         raise typer.Exit(1) from None
     for title, rows in tables:
         _print_table(title, rows)
+
+
+@app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="IN", help="sapling, a directory, a .gguf file, or a hub name")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
+    kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4")] = "int8",
+) -> None:
+    """Write IN again with its matrices as small integers: a smaller model that loads at once."""
+    from branchwork.quantize import write_quantized
+    from branchwork.runtime.loading.errors import LoadError
+    from branchwork.runtime.loading.hub import find_model, shown
+
+    try:
+        with shown("downloading") as progress:
+            model = find_model(source, progress=progress)
+        with shown(f"quantizing to {kind}") as progress:
+            before, after = write_quantized(model, out, kind, progress=progress)
+    except LoadError as error:
+        _fail(error.message)
+    console.print(f"{model}: {before / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
+    console.print(f"{out}: {after / 1e6:,.1f} MB, {after / before:.0%}", highlight=False, soft_wrap=True)
 
 
 @app.command()

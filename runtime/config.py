@@ -17,7 +17,8 @@ GUESSERS = ("lookup", "grammar", "model")
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of one runtime. 0 and "auto" mean: decided by `resolve` from the machine and the model.
 
-    model: packaged name, directory or hub name. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
+    model: packaged name, directory, GGUF file or hub name. quantize: "" (as the files are) | int8 | int4, for a model's
+    matrices while they are loaded. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
     memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page.
     budget: tokens computed in one step. max_running: requests that hold KV at once. queue_limit: requests that wait.
     context: longest transcript in tokens (at most the model's own). policy: order of waiting requests, lpm | fcfs.
@@ -31,6 +32,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     model: str = "sapling"
+    quantize: str = ""
     dtype: str = "auto"
     device: str = "auto"
     memory: float = 0.0
@@ -98,6 +100,7 @@ _ONE_OF = {
     "dtype": ("auto", "float32", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
     "policy": ("lpm", "fcfs"),
+    "quantize": ("", "int8", "int4"),
     "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
@@ -124,7 +127,8 @@ def parse(options: Iterable[str]) -> Config:
             raise ConfigError(f"runtime option {name}={getattr(config, name)} must be at least {low}")
     for name, allowed in _ONE_OF.items():
         if getattr(config, name) not in allowed:
-            raise ConfigError(f"runtime option {name}={getattr(config, name)!r} must be one of {', '.join(allowed)}")
+            known = ", ".join(filter(None, allowed))
+            raise ConfigError(f"runtime option {name}={getattr(config, name)!r} must be one of {known}")
     _check_guessers(config)
     return config
 

@@ -35,7 +35,7 @@ from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.registry import load_model, load_spec
-from branchwork.runtime.models.size import in_layers, looked_up, parameters
+from branchwork.runtime.models.size import in_layers, parameters
 from branchwork.runtime.plan import Plan, Result, Row
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
@@ -243,7 +243,13 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     """
     device = pick_device(config.device)
     say("loading weights", 0.0)
-    model = load_model(directory, dtype=config.dtype, device=device, progress=lambda part: say("loading weights", part))
+    model = load_model(
+        directory,
+        dtype=config.dtype,
+        device=device,
+        quantize=config.quantize,
+        progress=lambda part: say("loading weights", part),
+    )
     spec = model.spec
     tokenizer = load_tokenizer(directory)
     tokens = token_bytes(directory, tokenizer)[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
@@ -255,7 +261,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         weight_bytes=sum(each.weight_bytes for each in models),
     )
     hardware = Hardware(device=device, cores=cores(), memory=free_memory(model.device))
-    config, notes = resolve(config, hardware, size)
+    config, decided = resolve(config, hardware, size)
+    notes = [*model.notes, *decided]
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
     threads, why = threads_of(config, runner, hardware.cores)
     notes.append(why)
@@ -283,12 +290,13 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         device=device,
         family=spec.family,
         vocab=spec.vocab,
+        quantization=model.quantization,
         weight_bytes=model.weight_bytes,
         kv_bytes=config.pages * size.page_bytes,
         dtype=str(model.dtype).removeprefix("torch."),
         parameters=parameters(spec),
         in_layers=in_layers(spec),
-        read_bytes=model.weight_bytes - looked_up(spec) * model.dtype.itemsize,
+        read_bytes=model.read_bytes,
         threads=threads,
     )
     return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)

@@ -55,12 +55,20 @@ def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def write_gguf(
-    directory: Path, out: Path, kind: Kind = Kind.F32, *, change: Any = None, without: str = "", through: Any = None
+    directory: Path,
+    out: Path,
+    kind: Kind = Kind.F32,
+    *,
+    change: Any = None,
+    without: str = "",
+    through: Any = None,
+    whole_tokenizer: bool = False,
 ) -> Path:
     """`directory` as the file `out`, its matrices as `kind`.
 
     change: called with the writer before it writes. without: a tensor to leave out. through: matrices are rounded to
-    this type before they are written as `kind`.
+    this type before they are written as `kind`. whole_tokenizer: add tokenizer.json as it is, for one that cuts
+    texts in a way that has no name.
     """
     config = json.loads((directory / "config.json").read_text())
     arch = {"Llama": "llama", "Mistral": "llama", "Qwen2": "qwen2", "Qwen3": "qwen3"}[
@@ -85,6 +93,8 @@ def write_gguf(
     if config.get("sliding_window") and config["architectures"][0].startswith("Mistral"):
         writer.add_sliding_window(config["sliding_window"])
     _tokenizer(writer, directory)
+    if whole_tokenizer:
+        writer.add_string("tokenizer.huggingface.json", (directory / "tokenizer.json").read_text())
     if change is not None:
         change(writer)
     for name, tensor in tensors_of(directory).items():

@@ -1,8 +1,8 @@
 """Matrix products with weights packed once into panels by the native C library, for one to thousands of rows.
 
-Knows: tensor layouts, the C structs and calls. Must not know: models, weight files, which implementation the table picks.
-A row's result does not depend, to the bit, on the other rows or on the number of threads; with a Quantized weight not on
-the instruction set either.
+Knows: tensor layouts, the C structs and calls. Must not know: models, weight files, what the table picks.
+A row's result does not depend, to the bit, on the other rows or on the number of threads; with a Quantized weight not
+on the instruction set either.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Packed:
             words, self.dtype = -(-inputs // (1 + self.kind)), weight.dtype
         values = values.contiguous()
         panels = torch.empty((padded // PANEL, words, PANEL), dtype=torch.int32)
-        kept = [None if part is None else part.new_empty((padded // PANEL, inputs // group, PANEL)) for part in (scales, offsets)]
+        kept = [
+            None if part is None else part.new_empty((padded // PANEL, inputs // group, PANEL))
+            for part in (scales, offsets)
+        ]
         addresses = [_address(part) for part in (values, scales, offsets, panels, *kept)]
         native.check(native.library().bw_pack(native.PACKING.pack(*addresses, inputs, outputs, self.kind, group)))
         self.shape = (outputs, inputs)
@@ -78,7 +81,9 @@ def pack(weight: Tensor | Quantized, bias: Tensor | None = None) -> Packed:
     if isinstance(weight, Quantized):
         check(weight)
     elif weight.dtype not in _KINDS or weight.dim() != 2:
-        raise ValueError(f"weights [N, K] of float32 or bfloat16 can be packed, not {weight.dtype} {tuple(weight.shape)}")
+        raise ValueError(
+            f"weights [N, K] of float32 or bfloat16 can be packed, not {weight.dtype} {tuple(weight.shape)}"
+        )
     return Packed(weight, bias)
 
 
@@ -100,14 +105,15 @@ def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
     given = x.contiguous() if x.dtype in _KINDS else x.float().contiguous()
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=given.dtype)
     product = weight.with_bias(bias)
-    native.check(
-        native.library().bw_linear(product, given.data_ptr(), out.data_ptr(), x.shape[0], _KINDS[given.dtype])
-    )
+    native.check(native.library().bw_linear(product, given.data_ptr(), out.data_ptr(), x.shape[0], _KINDS[given.dtype]))
     return out.to(x.dtype)
 
 
 def rows(weight: Packed, ids: Tensor) -> Tensor:
-    """Rows of the weight at ids int64 [T], float32 [T, K]: an embedding read from the packed table. Raises IndexError."""
+    """Rows of the weight at ids int64 [T], float32 [T, K]: an embedding read from the packed table.
+
+    Raises IndexError for ids that are no outputs of the weight.
+    """
     out = torch.empty((ids.shape[0], weight.shape[1]))
     ids = ids.contiguous()
     native.check(native.library().bw_weight_rows(weight.struct, ids.data_ptr(), out.data_ptr(), ids.shape[0]))

@@ -46,11 +46,11 @@ class GgufFile(NamedTuple):
 
     def text(self, key: str, default: str = "") -> str:
         """A text, `default` where absent. Raises LoadError (config)."""
-        return self._typed(key, str, default)
+        return str(self._typed(key, str, default))
 
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number, `default` where absent; absent without one raises LoadError (config)."""
-        return self._typed(key, int, default)
+        return int(self._typed(key, int, default))
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number, as `count`."""

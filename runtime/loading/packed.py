@@ -97,8 +97,8 @@ class Gptq:
     """qweight int32 [K * bits / 32, N], low bits first along K; qzeros int32 [G, N * bits / 32] along N;
     scales float16 [G, N]; g_idx int32 [K], each input's group. Version 1 stores the zero less one."""
 
-    parts = ("qweight", "qzeros", "scales")
-    optional = ("g_idx",)
+    parts: tuple[str, ...] = ("qweight", "qzeros", "scales")
+    optional: tuple[str, ...] = ("g_idx",)
 
     def __init__(self, said: Mapping[str, Any], where: str) -> None:
         self.bits = _one_of(said, "bits", where, 4, 8)
@@ -135,8 +135,8 @@ class Awq:
     """qweight int32 [K, N / 8] and qzeros int32 [G, N / 8], eight outputs a word in the order below;
     scales float16 [G, N]. Version gemm."""
 
-    parts = ("qweight", "qzeros", "scales")
-    optional = ()
+    parts: tuple[str, ...] = ("qweight", "qzeros", "scales")
+    optional: tuple[str, ...] = ()
     bits = 4
     _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # output i of eight stands in four-bit place _PLACES[i]
 
@@ -169,8 +169,8 @@ class Awq:
 class Own:
     """int8 [N, K] or int4 [N, K / 2], scales and, where there are, offsets: the fields of Quantized as they are."""
 
-    parts = ("scales",)
-    optional = ("int8", "int4", "offsets")
+    parts: tuple[str, ...] = ("scales",)
+    optional: tuple[str, ...] = ("int8", "int4", "offsets")
 
     def __init__(self, said: Mapping[str, Any], where: str) -> None:
         self.bits = _one_of(said, "bits", where, 4, 8)

@@ -52,15 +52,16 @@ class Layer:
 class Decoder:
     """A loaded model. `dtype` is that of activations and KV, and of weights that are not quantized.
 
-    weight_bytes: of all weights as they were handed over, a tensor that serves twice counted once. quantization: what
-    the matrices are stored as, "" for floats. notes: what was converted while loading, a line each.
+    weight_bytes: of all weights as they were handed over, a tensor that serves twice counted once; read_bytes: without
+    an embedding that is only looked up. quantization: what the matrices are stored as, "" for floats. notes: what was
+    converted while loading, a line each.
     Its layers run in one call where the kernels offer that for it, or else op by op."""
 
     def __init__(self, spec: ModelSpec, parts: kernels.StackParts) -> None:
         self.spec = spec
         self.dtype = parts.norm.dtype
         self.device = parts.norm.device
-        self.weight_bytes = parts.bytes
+        self.weight_bytes = self.read_bytes = parts.bytes
         self.quantization = ""
         self.notes: list[str] = []
         self._stack = kernels.stack(parts)
@@ -82,7 +83,7 @@ class Decoder:
     ) -> Decoder:
         """Raises LoadError before any data is read when names or shapes do not fit the spec."""
         expected = tensors(spec)
-        checkpoint.verify(expected, re.compile(_IGNORABLE + (_TIED if spec.tied else "")))
+        checkpoint.verify(expected, ignorable(spec))
         reader = _Reader(checkpoint, dtype, device, expected, progress)
         head = reader.matrix(_EMBEDDING if spec.tied else "lm_head.weight")
         a = spec.attention
@@ -102,6 +103,7 @@ class Decoder:
         )
         model = cls(spec, parts)
         model.weight_bytes = reader.held
+        model.read_bytes = reader.held - (0 if spec.tied else parts.embed.nbytes)
         model.quantization = checkpoint.quantization
         model.notes = checkpoint.notes
         return model
@@ -162,6 +164,16 @@ def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         if a.qk_norm:
             shapes[f"{at}self_attn.q_norm.weight"] = shapes[f"{at}self_attn.k_norm.weight"] = (a.head_dim,)
     return shapes
+
+
+def ignorable(spec: ModelSpec) -> re.Pattern[str]:
+    """Names of tensors that a checkpoint may hold besides."""
+    return re.compile(_IGNORABLE + (_TIED if spec.tied else ""))
+
+
+def is_matrix(name: str, tied: bool) -> bool:
+    """Whether a tensor is multiplied with, so that it may be quantized; of embeddings only one that is the head too."""
+    return "_proj.weight" in name or name == (_EMBEDDING if tied else "lm_head.weight")
 
 
 class _Reader:

@@ -129,7 +129,6 @@ def dense(
     head_dim and context: the family's defaults. windows: empty for full attention everywhere.
     Raises LoadError for missing, wrong and unsupported fields.
     """
-    fields.require("quantization_config")
     fields.require("hidden_act", "silu", "swish")
     fields.require("partial_rotary_factor", 1.0)
     hidden, heads, layers = (fields.count(name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"))

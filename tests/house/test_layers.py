@@ -48,7 +48,7 @@ TORCH_ROOMS = (
     "loading.gguf_weights",
     "loading.hub",
     "loading.packed",
-    "loading.quantize",
+    "quantize",
     "loading.weights",
     "cache.kv_pool",
     "engine",

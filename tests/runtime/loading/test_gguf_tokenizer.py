@@ -50,7 +50,7 @@ def refusal(path: Path) -> LoadError:
 
 
 def vocabulary_file(out: Path, kind: str, **metadata: Any) -> Path:
-    """A GGUF file of a tokenizer without a model. metadata: keys below tokenizer.ggml, or tokenizer for those with two parts."""
+    """A GGUF file of a tokenizer without a model. metadata: keys below tokenizer.ggml, or a__b below tokenizer."""
     writer = gguf.GGUFWriter(out, "llama")
     for add in (
         writer.add_context_length,

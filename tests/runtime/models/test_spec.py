@@ -82,7 +82,6 @@ def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones(tmp_path
 @pytest.mark.parametrize(
     "field, value, code",
     [
-        ("quantization_config", {"quant_method": "gptq"}, "unsupported"),
         ("hidden_act", "gelu", "unsupported"),
         ("partial_rotary_factor", 0.5, "unsupported"),
         ("rope_scaling", {"rope_type": "longrope"}, "unsupported"),
