@@ -111,7 +111,9 @@ class NativeStack:
         for pool in (*k, *v):
             alike = pool.dtype == first.dtype and pool.dtype in (self._dtype, torch.int8)
             if not alike or pool.stride() != first.stride() or pool.shape != first.shape:
-                raise ValueError(f"the pools must be alike, {self._dtype} or int8, got {pool.dtype} {tuple(pool.shape)}")
+                raise ValueError(
+                    f"the pools must be alike, {self._dtype} or int8, got {pool.dtype} {tuple(pool.shape)}"
+                )
         row = dim + ROW_TAIL if first.dtype == torch.int8 else dim
         if len(k) != layers or len(v) != layers or first.shape[1::2] != (kv_heads, row):
             raise ValueError(f"{layers} pools [P, {kv_heads}, S, {row}] are needed twice, got {len(k)} and {len(v)}")

@@ -1,4 +1,4 @@
-"""Keys and values as int8 rows, and rows that share pages: what is stored, what is read, and that company changes no bit."""
+"""Keys and values as int8 rows, and rows that share pages: what is stored and read, and that company changes no bit."""
 
 from __future__ import annotations
 
