@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from branchwork.kernels.cpu.product import Packed
+from branchwork.kernels.reference.kv import kv_row
 from branchwork.kernels.reference.quant import Quantized
 from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
@@ -30,6 +31,7 @@ __all__ = [
     "Weight",
     "add_rms_norm",
     "embedding",
+    "kv_row",
     "linear",
     "pack_linear",
     "paged_attention",
@@ -98,7 +100,10 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
 
 
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
-    """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] in place; slots int64 [T], slot = page * S + offset."""
+    """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] in place; slots int64 [T], slot = page * S + offset.
+
+    Pools of int8 are [P, KVH, S, D + 8]: D integers, their float32 scale (absmax / 127), four unused bytes.
+    """
     implementation("store_kv", k.device.type)(k, v, k_pool, v_pool, slots)
 
 
@@ -120,7 +125,8 @@ def paged_attention(
     scale: float,
     window: int,
 ) -> Tensor:
-    """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D]. Returns [T, H, D].
+    """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D], of q's type or int8 as `store_kv`
+    writes it. Returns [T, H, D].
 
     page_table int32 [R, maxpages], cu_rows int32 [R + 1], kv_len int32 [R]: row r owns q[cu_rows[r] : cu_rows[r + 1]];
     the i-th of its n tokens stands at position kv_len[r] - n + i and attends to all positions up to its own, or to the

@@ -19,7 +19,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     model: packaged name, directory, GGUF file or hub name. quantize: "" (as the files are) | int8 | int4, for a model's
     matrices while they are loaded. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
-    memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page.
+    memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page. kv_dtype: what KV is
+    kept in, auto (as the model computes) | float32 | bfloat16 | int8 (little over half of bfloat16).
     budget: tokens computed in one step. max_running: requests that hold KV at once. queue_limit: requests that wait.
     context: longest transcript in tokens (at most the model's own). policy: order of waiting requests, lpm | fcfs.
     threads: CPU threads of the engine, 0 for what is fastest at the start. window: nodes a client may have under way.
@@ -36,6 +37,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dtype: str = "auto"
     device: str = "auto"
     memory: float = 0.0
+    kv_dtype: str = "auto"
     pages: int = 0
     page_size: int = 1
     budget: int = 0
@@ -98,15 +100,17 @@ _AT_LEAST = {
 }
 _ONE_OF = {
     "dtype": ("auto", "float32", "bfloat16"),
+    "kv_dtype": ("auto", "float32", "bfloat16", "int8"),
     "device": ("auto", "cpu", "cuda"),
     "policy": ("lpm", "fcfs"),
     "quantize": ("", "int8", "int4"),
     "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
+_CPU_MOST = 0.5  # of it, where one request of the full context needs that much
 _GPU_SHARE = 0.85
 _UNBOUNDED = 2**16  # cores
-_KV_CEILING = 4 * 2**30  # bytes on a CPU unless `memory` or `pages` says more
+_KV_CEILING = 4 * 2**30  # bytes on a CPU, unless one full context needs more or `memory` or `pages` says so
 
 
 def parse(options: Iterable[str]) -> Config:
@@ -164,15 +168,16 @@ def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Confi
         notes.append(f"context {config.context} is more than the model's {model.context}; using {model.context}")
     pages = config.pages
     if not pages:
-        share = _CPU_SHARE if hardware.device == "cpu" else _GPU_SHARE
-        room = int(config.memory * 2**30) or int(hardware.memory * share)
-        if hardware.device == "cpu" and not config.memory:
-            room = min(room, _KV_CEILING)
-        tokens_wanted = config.max_running * context  # more KV than every running request can use is never touched
-        pages = min(room // model.page_bytes, -(-tokens_wanted // config.page_size))
+        pages = _pages(config, hardware, model, context)
         notes.append(
-            f"KV cache: {pages} pages of {config.page_size} tokens, {pages * model.page_bytes / 2**20:.0f} MiB"
+            f"KV cache: {pages} pages of {config.page_size} tokens, {pages * model.page_bytes / 2**20:.0f} MiB of the "
+            f"{hardware.memory / 2**20:.0f} that are free; memory= (GiB) or pages= change that"
         )
+        if pages * config.page_size < context:
+            notes.append(
+                f"the KV cache holds {pages * config.page_size} tokens, less than one context of {context}; "
+                "give memory= in GiB, or kv_dtype=int8 for more tokens in the same memory"
+            )
     least = -(-2 // config.page_size) + 1
     if pages < least:
         raise ConfigError(
@@ -182,6 +187,18 @@ def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Confi
     budget = config.budget or (1024 if hardware.device == "cpu" else 8192)
     device = hardware.device if config.device == "auto" else config.device
     return msgspec.structs.replace(config, context=context, pages=pages, budget=budget, device=device), notes
+
+
+def _pages(config: Config, hardware: Hardware, model: ModelSize, context: int) -> int:
+    """KV pages that the memory allows, and no more than every running request could use."""
+    contexts = -(-context // config.page_size)
+    room = int(config.memory * 2**30)
+    if not room and hardware.device == "cpu":
+        one = contexts * model.page_bytes
+        room = max(min(int(hardware.memory * _CPU_SHARE), _KV_CEILING), min(one, int(hardware.memory * _CPU_MOST)))
+    elif not room:
+        room = int(hardware.memory * _GPU_SHARE)
+    return min(room // model.page_bytes, config.max_running * contexts)
 
 
 def cores() -> int:

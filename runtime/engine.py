@@ -24,7 +24,7 @@ from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
 from branchwork.runtime.execution.drafting import DraftModel, same_vocabulary
 from branchwork.runtime.execution.memory import free_memory
-from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, pick_device, set_threads
+from branchwork.runtime.execution.runner import Pending, Runner, bytes_per_page, kv_dtype, pick_device, set_threads
 from branchwork.runtime.execution.threads import pick_threads
 from branchwork.runtime.grammar.compiled import prepare
 from branchwork.runtime.grammar.pool import Compiler
@@ -218,7 +218,7 @@ def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, v
 
     model = None
     if draft is not None:
-        small = DraftModel(draft, config.pages, config.page_size, vocab)
+        small = DraftModel(draft, config.pages, config.page_size, vocab, config.kv_dtype)
         each = timed(small, config.pages, config.page_size)
         model = ModelDrafter(small, config.pages, config.page_size, draft.spec.context, each)
     drafters = (Lookup(),) if "lookup" in config.guessers else ()
@@ -257,13 +257,15 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     models = [model] if draft is None else [model, draft]  # the draft's KV lies under the same page numbers
     size = ModelSize(
         context=spec.context,
-        page_bytes=sum(bytes_per_page(each.spec, config.page_size, each.dtype) for each in models),
+        page_bytes=sum(
+            bytes_per_page(each.spec, config.page_size, kv_dtype(config.kv_dtype, each.dtype)) for each in models
+        ),
         weight_bytes=sum(each.weight_bytes for each in models),
     )
     hardware = Hardware(device=device, cores=cores(), memory=free_memory(model.device))
     config, decided = resolve(config, hardware, size)
     notes = [*model.notes, *decided]
-    runner = Runner.build(model, pages=config.pages, page_size=config.page_size)
+    runner = Runner.build(model, pages=config.pages, page_size=config.page_size, kv=config.kv_dtype)
     threads, why = threads_of(config, runner, hardware.cores)
     notes.append(why)
     say("preparing constraints", 0.0)

@@ -29,9 +29,9 @@ def paged_attention(
     """Causal grouped-query attention of ragged rows over paged KV; returns [T, H, D] like q, contiguous.
 
     q [T, H, D] (any token stride); k_pool, v_pool [P, KVH, S, D] (same strides); float32 or bfloat16, all alike, or
-    pools of int8 [P, KVH, S, D + 8]; D % 8 == 0. page_table int32 [R, maxpages], cu_rows int32 [R+1], kv_len int32 [R]. Row r owns
-    q[cu_rows[r]:cu_rows[r+1]]; the i-th of its n tokens stands at position kv_len[r] - n + i and attends to all
-    positions up to its own, or to the last `window` of them (itself included) when window > 0. Sums are float32.
+    pools of int8 [P, KVH, S, D + 8]; D % 8 == 0. page_table int32 [R, maxpages], cu_rows int32 [R+1], kv_len int32 [R].
+    Row r owns q[cu_rows[r]:cu_rows[r+1]]; the i-th of its n tokens stands at position kv_len[r] - n + i and attends to
+    all positions up to its own, or to the last `window` of them (itself included) when window > 0. Sums are float32.
     A token's result does not depend, to the bit, on the other rows, on how its row is cut into chunks or on the
     number of threads. Only attended positions are read.
 

@@ -15,6 +15,7 @@ available = native.available
 why = native.why
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
+_WIDEST = 1024  # elements of a head that an int8 row can be made of
 
 
 def _element(*tensors: torch.Tensor) -> int:
@@ -115,7 +116,8 @@ def rope_store_kv(
     call = native.ROTARY.pack(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), cos.data_ptr(), sin.data_ptr(), q_out.data_ptr(), 0,
         k_pool.data_ptr(), v_pool.data_ptr(), slots.data_ptr(),
-        q.shape[0], _heads(q), _heads(k), _heads(v), strides[0], strides[1], pages, q.shape[1], kv_heads, k.shape[2], size, kv8,
+        q.shape[0], _heads(q), _heads(k), _heads(v), strides[0], strides[1],
+        pages, q.shape[1], kv_heads, k.shape[2], size, kv8,
     )  # fmt: skip
     native.check(native.library().bw_rotary(call, element))
     return q_out
@@ -158,7 +160,7 @@ def _check_pool(
         or k_pool.shape != v_pool.shape
         or k.shape[1] != k_pool.shape[1]
         or k.shape[2] + ROW_TAIL * kv8 != k_pool.shape[3]
-        or (kv8 and k.shape[2] % 8)
+        or (kv8 and k.shape[2] > _WIDEST)
     ):
         raise ValueError(f"k {tuple(k.shape)}, v {tuple(v.shape)} do not fit pools {tuple(k_pool.shape)}")
     if strides[2:] != (k_pool.shape[3], 1) or v_pool.stride() != strides:

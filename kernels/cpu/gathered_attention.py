@@ -33,7 +33,9 @@ def paged_attention(
         low = max(0, length - (end - begin) + 1 - window) if window > 0 else 0
         first = low // size
         pages = page_table[r, first : -(-length // size)]
-        k, v = (_gather(pool, pages, q.dtype)[:, low - first * size : length - first * size] for pool in (k_pool, v_pool))
+        k, v = (
+            _gather(pool, pages, q.dtype)[:, low - first * size : length - first * size] for pool in (k_pool, v_pool)
+        )
         attend = _one_token if end - begin == 1 else _many_tokens
         out[begin:end] = attend(q[begin:end], k, v, scale, window)
     return out

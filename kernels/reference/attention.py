@@ -22,7 +22,9 @@ def paged_attention(
     scale: float,
     window: int,
 ) -> Tensor:
-    """Attention of q [T, H, D] over pools [P, KVH, S, D] (of int8: D + 8); returns [T, H, D] in q's dtype, summed in float32.
+    """Attention of q [T, H, D] over pools [P, KVH, S, D] (of int8: D + 8); returns [T, H, D] in q's dtype.
+
+    Sums are float32.
 
     page_table int32 [R, maxpages]: position p of row r lies in page page_table[r, p // S], slot p % S.
     cu_rows int32 [R + 1]: row r owns q[cu_rows[r] : cu_rows[r + 1]]; its i-th token of n is at position
@@ -37,7 +39,11 @@ def paged_attention(
         begin, end = cuts[r], cuts[r + 1]
         pages = page_table[r, : -(-length // size)].long()
         k, v = (  # [H, length, D]
-            vectors(pool[pages], torch.float32).transpose(1, 2).reshape(-1, kv_heads, dim)[:length].transpose(0, 1).float()
+            vectors(pool[pages], torch.float32)
+            .transpose(1, 2)
+            .reshape(-1, kv_heads, dim)[:length]
+            .transpose(0, 1)
+            .float()
             for pool in (k_pool, v_pool)
         )
         k, v = (part.repeat_interleave(heads // kv_heads, dim=0) for part in (k, v))

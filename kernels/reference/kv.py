@@ -13,6 +13,11 @@ from branchwork.kernels.reference.rope import rope
 ROW_TAIL = 8  # bytes behind the D integers of an int8 row: their float32 scale, and four unused
 
 
+def kv_row(dim: int, dtype: torch.dtype) -> int:
+    """Elements of a pool's row for one head vector of `dim` elements."""
+    return dim + ROW_TAIL if dtype == torch.int8 else dim
+
+
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
     """Write k, v [T, KVH, D] to the pools [P, KVH, S, D], or int8 [P, KVH, S, D + 8], at slots int64 [T]. In place.
 
@@ -38,8 +43,9 @@ def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     the scale absmax / 127."""
     if dtype != torch.int8:
         return x
-    scale = x.float().abs().amax(-1, keepdim=True) / 127.0
-    values = (x.float() / torch.where(scale > 0, scale, 1.0)).round().to(torch.int8)
+    x = x.float()
+    scale = x.abs().amax(-1, keepdim=True) / 127.0
+    values = (x / torch.where(scale > 0, scale, 1.0)).round().to(torch.int8)
     return torch.cat((values, scale.view(torch.int8), torch.zeros_like(scale).view(torch.int8)), -1)
 
 

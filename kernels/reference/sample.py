@@ -68,7 +68,7 @@ def penalise(
     ids, counts = np.unique(np.asarray(answer, dtype=np.int64), return_counts=True)
     counts, ids = counts[ids < size], ids[ids < size]
     if repetition != 1.0:
-        seen = np.union1d(ids, np.asarray(prompt, dtype=np.int64))
+        seen = np.concatenate((ids, np.asarray(prompt, dtype=np.int64)))  # repeats all write the same: no need to sort
         at = torch.from_numpy(seen[seen < size]).to(logits.device)
         values = logits[at]
         logits[at] = torch.where(values > 0, values / repetition, values * repetition)

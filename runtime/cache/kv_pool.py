@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from branchwork import kernels
+
 
 class KVPool:
-    """k[layer], v[layer]: [pages, kv_heads, page_size, head_dim]. Slot s of page p holds one position's head vectors.
+    """k[layer], v[layer]: [pages, kv_heads, page_size, row]. Slot s of page p holds one position's head vectors; a row
+    is head_dim elements, of int8 8 more (see kernels.store_kv).
 
     Zeroed without being touched: the system gives memory to a page when it is first written.
     """
@@ -27,11 +30,11 @@ class KVPool:
     ) -> None:
         self.pages = pages
         self.page_size = page_size
-        shape = (pages, kv_heads, page_size, head_dim)
+        shape = (pages, kv_heads, page_size, kernels.kv_row(head_dim, dtype))
         self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
 
 
 def bytes_per_page(layers: int, kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype) -> int:
     """Bytes that one page takes over all layers, keys and values together."""
-    return 2 * layers * kv_heads * page_size * head_dim * dtype.itemsize
+    return 2 * layers * kv_heads * page_size * kernels.kv_row(head_dim, dtype) * dtype.itemsize

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from branchwork.runtime.execution.inputs import Inputs
-from branchwork.runtime.execution.memory import allocate
+from branchwork.runtime.execution.memory import allocate, kv_dtype
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.tokenizer import has_tokenizer, token_bytes
 from branchwork.runtime.models.decoder import Decoder
@@ -29,10 +29,11 @@ class DraftModel:
     vocab: tokens that the main model may draw; rows of logits beyond them are never looked at.
     """
 
-    def __init__(self, model: Decoder, pages: int, page_size: int, vocab: int) -> None:
-        """Raises LoadError (memory) when the pages do not fit."""
+    def __init__(self, model: Decoder, pages: int, page_size: int, vocab: int, kv: str = "auto") -> None:
+        """kv: the pool's type, as Config.kv_dtype. Raises LoadError: memory, when the pages do not fit; kv_dtype."""
         self._model = model
-        self._pool = allocate(model.spec, pages + scratch_pages(page_size), page_size, model.dtype, model.device)
+        dtype = kv_dtype(kv, model.dtype)
+        self._pool = allocate(model.spec, pages + scratch_pages(page_size), page_size, dtype, model.device)
         self._inputs = Inputs(page_size, model.device)
         self._sampler = Sampler(min(vocab, model.spec.vocab))
 

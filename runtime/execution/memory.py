@@ -16,6 +16,27 @@ from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.spec import ModelSpec
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+_FILES = (  # limit, use and statistics of a control group, version 2 and version 1
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def kv_dtype(wanted: str, compute: torch.dtype) -> torch.dtype:
+    """The type of KV pools for kv_dtype= auto | float32 | bfloat16 | int8 of a model that computes in `compute`.
+
+    Raises LoadError (kv_dtype) for a type that attention in `compute` cannot read.
+    """
+    dtype = compute if wanted == "auto" else getattr(torch, wanted)
+    if dtype not in (compute, torch.int8):
+        name = str(compute).removeprefix("torch.")
+        raise LoadError(
+            "kv_dtype",
+            f"kv_dtype={wanted} does not go with a model that computes in {name}; "
+            f"give kv_dtype=auto or int8, or dtype={wanted}",
+        )
+    return dtype
 
 
 def bytes_per_page(spec: ModelSpec, page_size: int, dtype: torch.dtype) -> int:
@@ -28,7 +49,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`; on a CPU no more than the container's limit leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(system_free_memory(), _container_room(_CGROUP))
+    return min(system_free_memory(), *(_container_room(group) for group in _groups(_CGROUP, _OWN_GROUP)))
 
 
 def allocate(spec: ModelSpec, pages: int, page_size: int, dtype: torch.dtype, device: torch.device) -> KVPool:
@@ -51,14 +72,46 @@ def _too_large(pages: int, page_size: int, wanted: int, free: int) -> LoadError:
     return LoadError(
         "memory",
         f"{pages} KV pages of {page_size} tokens need {wanted / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; "
-        "give fewer pages= or less memory=",
+        "give fewer pages=, less memory= or kv_dtype=int8",
     )
 
 
-def _container_room(root: Path) -> int:
-    """Bytes under the control group's limit that are not in use; no limit reads as 2**62."""
+def _groups(root: Path, own: Path) -> list[Path]:
+    """Folders of the control groups that hold this process, from its own to the root: each has a limit of its own."""
+    found = [root, root / "memory"]
     try:
-        limit, used = ((root / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        lines = own.read_text().splitlines()
     except OSError:
-        return 2**62
-    return 2**62 if limit == "max" else max(0, int(limit) - int(used))
+        return found
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            base = root / controllers
+            here = base / path.strip("/")
+            found += [here, *(parent for parent in here.parents if base in parent.parents)]
+    return found
+
+
+def _container_room(group: Path) -> int:
+    """Bytes under one control group's limit that are not in use; no limit reads as 2**62.
+
+    File pages that nobody has touched for a while (a model's file that was just read) go when memory is needed: they do
+    not count as in use.
+    """
+    for names in _FILES:
+        try:
+            limit, used = ((group / name).read_text().strip() for name in names[:2])
+        except OSError:
+            continue
+        if limit == "max":
+            return 2**62
+        return max(0, int(limit) - max(0, int(used) - _statistic(group / "memory.stat", names[2])))
+    return 2**62
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), 0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from branchwork import kernels
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.execution.inputs import Inputs, Known, Wanted
-from branchwork.runtime.execution.memory import allocate, bytes_per_page
+from branchwork.runtime.execution.memory import allocate, bytes_per_page, kv_dtype
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.plan import Drawn, Plan, Result, Row
@@ -27,7 +27,7 @@ from branchwork.runtime.sampling.sampler import Draw, Sampler
 from branchwork.runtime.speculative.verify import verified
 from branchwork.runtime.wire import TokenScore
 
-__all__ = ["Draws", "Pending", "Runner", "bytes_per_page", "pick_device", "set_threads"]
+__all__ = ["Draws", "Pending", "Runner", "bytes_per_page", "kv_dtype", "pick_device", "set_threads"]
 
 SCORES_AT_ONCE = 256  # places whose logits exist at the same time: a whole prompt's would not fit (places x vocabulary)
 
@@ -98,9 +98,9 @@ class Runner:
         self._inputs = Inputs(pool.page_size, model.device)
 
     @classmethod
-    def build(cls, model: Decoder, *, pages: int, page_size: int) -> Runner:
-        """Raises LoadError (memory) when the pages do not fit."""
-        pool = allocate(model.spec, pages, page_size, model.dtype, model.device)
+    def build(cls, model: Decoder, *, pages: int, page_size: int, kv: str = "auto") -> Runner:
+        """kv: the pool's type, as Config.kv_dtype. Raises LoadError: memory, when the pages do not fit; kv_dtype."""
+        pool = allocate(model.spec, pages, page_size, kv_dtype(kv, model.dtype), model.device)
         return cls(model, pool, Sampler(model.spec.vocab))
 
     def launch(self, plan: Plan) -> Pending:

@@ -79,7 +79,8 @@ class Sampler:
         penalised = [i for i, shape in enumerate(shapes) if _has_penalties(shape)]
         if not penalised:
             return _ints(sample(logits, draws, np.arange(len(rows)), masks, mask_of))
-        changed = logits[penalised]  # a copy: scores want the logits as the model gave them
+        # a copy: scores want the logits as the model gave them
+        changed = torch.stack([logits[i] for i in penalised])
         for x, i in zip(changed, penalised, strict=True):
             shape = shapes[i]
             penalties = shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 
@@ -37,9 +38,9 @@ def op_by_op(directory: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> De
     return model
 
 
-def pool(model: Decoder, size: int = 1) -> KVPool:
+def pool(model: Decoder, size: int = 1, dtype: torch.dtype | None = None) -> KVPool:
     a = model.spec.attention
-    return KVPool(model.spec.layers, PAGES, a.kv_heads, size, a.head_dim, model.dtype, model.device)
+    return KVPool(model.spec.layers, PAGES, a.kv_heads, size, a.head_dim, dtype or model.dtype, model.device)
 
 
 def step(rows: list[tuple[int, list[int], list[int]]], places: list[int]) -> Step:
@@ -87,6 +88,23 @@ def test_a_stack_equals_the_model_op_by_op(name: str, width: int, monkeypatch: p
     native.vector_width()
     expected = plain.forward(one, pool(plain))
     assert ((found - expected).abs().max() / expected.abs().max()).item() < 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_a_stack_keeps_int8_keys_and_values_as_the_model_op_by_op_does(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, plain = load_model(SAPLING, dtype="float32"), op_by_op(SAPLING, "float32", monkeypatch)
+    kept, expected = pool(fused, size, torch.int8), pool(plain, size, torch.int8)
+    chain = tokens(90, 1)
+    one = step([(0, chain, list(range(90)))], list(range(90)))
+    one = dataclasses.replace(one, page_table=torch.arange(-(-90 // size), dtype=torch.int32)[None])
+    found, logits = fused.forward(one, kept), plain.forward(one, expected)
+    assert ((found - logits).abs().max() / logits.abs().max()).item() < 0.02
+    row = expected.k[0].shape[-1] - 8
+    for mine, other in zip((*kept.k, *kept.v), (*expected.k, *expected.v), strict=True):
+        apart = (mine[..., :row].int() - other[..., :row].int()).abs()  # deeper layers see other roundings
+        assert apart.max() <= 8 and apart.float().mean() < 0.2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

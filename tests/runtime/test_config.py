@@ -60,6 +60,22 @@ def test_a_context_beyond_the_models_is_cut_and_said() -> None:
     assert config.context == 2048 and any("9999" in note for note in notes)
 
 
+def test_a_long_context_gets_up_to_half_of_the_memory_and_a_short_one_a_quarter_up_to_four_gib() -> None:
+    token = 128 * 1024  # bytes of KV of a token of an 8B model
+    short, long = (ModelSize(context=context, page_bytes=token, weight_bytes=2**30) for context in (2048, 131072))
+    server = Hardware(device="cpu", cores=2, memory=64 * 2**30)
+    assert resolve(Config(), LAPTOP, short)[0].pages * token == 2 * 2**30
+    assert resolve(Config(), server, short)[0].pages * token == 4 * 2**30
+    assert resolve(Config(), server, long)[0].pages == 131072
+    config, notes = resolve(Config(), LAPTOP, long)
+    assert config.pages * token == 4 * 2**30 and any("less than one context" in note for note in notes)
+
+
+def test_the_pool_is_never_larger_than_what_can_run_at_once() -> None:
+    config, _ = resolve(Config(max_running=2, page_size=16, memory=6.0), LAPTOP, SMALL)
+    assert config.pages == 2 * 2048 // 16
+
+
 def test_pages_given_are_pages_taken() -> None:
     assert resolve(Config(pages=77), LAPTOP, SMALL)[0].pages == 77
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from branchwork.runtime.execution import memory
+from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.registry import load_spec
 from tests.checkpoints import checkpoint
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("page_size, dtype", [(1, torch.float32), (16, torch.bfloat16)])
+@pytest.mark.parametrize("page_size, dtype", [(1, torch.float32), (16, torch.bfloat16), (4, torch.int8)])
 def test_bytes_per_page_is_what_the_pool_takes(page_size: int, dtype: torch.dtype) -> None:
     spec = load_spec(checkpoint("qwen3"))
     pool = memory.allocate(spec, 10, page_size, dtype, CPU)
@@ -30,3 +31,38 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert memory.free_memory(CPU) == 2000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(CPU) > 2000
+
+
+def test_the_tightest_of_nested_groups_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/outer/inner\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUP", own)
+    for name, limit in (("", "max"), ("outer", "7000"), ("outer/inner", "9000")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "memory.current").write_text("3000\n")
+        (tmp_path / name / "memory.max").write_text(f"{limit}\n")
+    assert memory.free_memory(CPU) == 4000
+
+
+def test_a_file_that_was_read_is_not_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 1500\nactive_file 500\n")
+    assert memory.free_memory(CPU) == 3500
+
+
+def test_limits_of_the_first_version_of_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("3000\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("5000\n")
+    assert memory.free_memory(CPU) == 2000
+
+
+def test_a_kv_type_that_attention_cannot_read_is_refused() -> None:
+    assert memory.kv_dtype("auto", torch.bfloat16) == torch.bfloat16
+    assert memory.kv_dtype("int8", torch.float32) == torch.int8
+    with pytest.raises(LoadError, match="kv_dtype=float32 does not go with a model that computes in bfloat16"):
+        memory.kv_dtype("float32", torch.bfloat16)
