@@ -5,6 +5,9 @@ Knows: torch, sizes. Must not know: who owns a page, requests, models.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +34,15 @@ class KVPool:
         self.pages = pages
         self.page_size = page_size
         shape = (pages, kv_heads, page_size, kernels.kv_row(head_dim, dtype))
-        self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.k: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layers)]
+        self.v: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy leaves the zeroing to the system; torch.zeros writes, which for 4 GiB takes seconds and all of the memory
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def bytes_per_page(layers: int, kv_heads: int, page_size: int, head_dim: int, dtype: torch.dtype) -> int:
