@@ -128,7 +128,7 @@ class Gptq:
             return _weight(codes, zeros, scales, self.bits, group)
         # act-order: neighbouring inputs belong to different groups, so no scale of the file serves 32 of them
         floats = (codes - zeros[:, of]).float() * scales.float()[:, of]
-        return quantize(floats, 8)
+        return quantize(floats.contiguous(), 8)
 
 
 class Awq:

@@ -123,3 +123,19 @@ def test_auto_dtype_never_computes_in_float16_and_keeps_float32() -> None:
     assert choose_dtype("bfloat16", "float32", CPU) == torch.bfloat16
     with pytest.raises(LoadError, match="auto, float32 or bfloat16"):
         choose_dtype("int8", "float32", CPU)
+
+
+def test_tensors_of_the_computing_type_are_views_of_the_file() -> None:
+    weights = Weights(checkpoint("llama"))
+    name = "model.layers.1.mlp.up_proj.weight"
+    first, again = (weights.read(name, torch.float32, CPU) for _ in range(2))
+    assert first.data_ptr() == again.data_ptr()
+    assert weights.read(name, torch.bfloat16, CPU).data_ptr() != first.data_ptr()
+
+
+def test_float16_checkpoints_say_what_they_compute_in(tmp_path: Path) -> None:
+    directory = copy_of("llama", tmp_path)
+    rewrite(directory, {name: tensor.half() for name, tensor in load_file(directory / SINGLE).items()})
+    edit_config(directory, dtype="float16", torch_dtype="float16")
+    model = load_model(directory)
+    assert f"float16 compute in {str(model.dtype).removeprefix('torch.')}" in model.notes[0]
