@@ -104,6 +104,14 @@ typedef struct {
     float eps, scale;
 } Stack;
 
+typedef struct { /* a weight [N, K] that becomes small integers in groups: see kernels.reference.quant */
+    const void *weight;
+    void *values;
+    uint16_t *scales, *offsets; /* offsets NULL: none wanted */
+    int64_t outputs;
+    int32_t inputs, bits, group, unused;
+} Quantizing;
+
 /* Keeps the compiler from fusing what computed x with what uses it: such a result would depend on the instruction set. */
 #if defined(__aarch64__)
 #define APART(x) __asm__("" : "+w"(x))
@@ -246,6 +254,7 @@ DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, in
 DISPATCH(linear, (const Product *w, const void *x, void *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 DISPATCH(weight_rows, (const Product *w, const int64_t *ids, float *out, int64_t rows), (w, ids, out, rows))
 DISPATCH(pack, (const Packing *a), (a))
+DISPATCH(quantize, (const Quantizing *a, int bf16), (a, bf16))
 
 /* setuptools links for this symbol; the library is opened with ctypes and never imported. */
 EXPORT void *PyInit__native(void) { return NULL; }

@@ -18,6 +18,7 @@ ROTARY = struct.Struct("@10P7q4i")
 SAMPLING = struct.Struct("@8P2q")
 PRODUCT = struct.Struct("@4P4i")
 PACKING = struct.Struct("@6P4i")
+QUANTIZING = struct.Struct("@4Pq4i")
 LAYER = struct.Struct("@4P")  # then four products, then WINDOW
 WINDOW = struct.Struct("@2i")
 STACK = struct.Struct("@14P7q10i2f")
@@ -56,6 +57,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "linear": [ctypes.c_char_p, pointer, pointer, wide, narrow],
         "weight_rows": [ctypes.c_char_p, pointer, pointer, wide],
         "pack": [ctypes.c_char_p],
+        "quantize": [ctypes.c_char_p, narrow],
         "vector_width": [narrow],
     }.items():
         function = getattr(library, f"bw_{name}")
