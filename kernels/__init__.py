@@ -13,7 +13,7 @@ from torch import Tensor
 
 from branchwork.kernels.cpu.product import Packed
 from branchwork.kernels.reference.kv import kv_row
-from branchwork.kernels.reference.quant import Quantized
+from branchwork.kernels.reference.quant import BLOCK, Quantized
 from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
 from branchwork.kernels.table import Choice, implementation, report
@@ -35,6 +35,7 @@ __all__ = [
     "linear",
     "pack_linear",
     "paged_attention",
+    "quantize",
     "report",
     "rms_norm",
     "rope",
@@ -90,6 +91,15 @@ def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) ->
     """
     device = (weight.values if isinstance(weight, Quantized) else weight).device.type
     out: Weight = implementation("pack_linear", device)(weight, dtype)
+    return out
+
+
+def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None = None) -> Quantized:
+    """weight [N, K] as integers of 4 or 8 bits in groups of K, as kernels.reference.quant says.
+
+    Raises ValueError where bits or group do not fit.
+    """
+    out: Quantized = implementation("quantize", weight.device.type)(weight, bits, group, offsets)
     return out
 
 

@@ -57,6 +57,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
     "silu_mul": _row("silu_mul", "activation", _native("silu_mul")),
     "linear": _row("linear", "linear", *_products("linear")),
     "pack_linear": _row("pack_linear", "linear", *_products("pack_linear")),
+    "quantize": _row("quantize", "quant", _native("quantize", "cpu.product")),
     "embedding": _row("embedding", "linear"),
     "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv")),
     "rope_store_kv": _row("rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv")),

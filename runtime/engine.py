@@ -43,7 +43,7 @@ from branchwork.runtime.speculative.draft_model import ModelDrafter, timed
 from branchwork.runtime.speculative.lookup import Lookup
 from branchwork.runtime.speculative.speculator import Speculator
 
-PROMPT = 64  # tokens of the step that stands for prompts when numbers of threads are compared
+PROMPT = 32  # tokens of the step that stands for prompts when numbers of threads are compared
 MAX_INBOX = 10_000  # messages taken between two steps: a flood of requests may not starve the running ones
 
 

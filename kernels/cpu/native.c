@@ -107,6 +107,14 @@ typedef struct {
     int32_t kv8; /* pools of int8 */
 } Stack;
 
+typedef struct { /* a weight [N, K] that becomes small integers in groups: see kernels.reference.quant */
+    const void *weight;
+    void *values;
+    uint16_t *scales, *offsets; /* offsets NULL: none wanted */
+    int64_t outputs;
+    int32_t inputs, bits, group, unused;
+} Quantizing;
+
 /* Keeps the compiler from fusing what computed x with what uses it: such a result would depend on the instruction set. */
 #if defined(__aarch64__)
 #define APART(x) __asm__("" : "+w"(x))
@@ -248,10 +256,10 @@ DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int6
 DISPATCH(sample, (const Sampling *a), (a))
 DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
 DISPATCH(logits, (const Product *w, const float *x, float *out, int64_t rows), (w, x, out, rows))
-DISPATCH(product, (const Product *w, const void *x, float *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 DISPATCH(linear, (const Product *w, const void *x, void *out, int64_t rows, int bf16), (w, x, out, rows, bf16))
 DISPATCH(weight_rows, (const Product *w, const int64_t *ids, float *out, int64_t rows), (w, ids, out, rows))
 DISPATCH(pack, (const Packing *a), (a))
+DISPATCH(quantize, (const Quantizing *a, int bf16), (a, bf16))
 
 /* Measuring: see native_probe.c. */
 DISPATCH(read, (const void *p, int64_t bytes, uint32_t *out), (p, bytes, out))

@@ -18,6 +18,7 @@ ROTARY = struct.Struct("@10P7q5i")
 SAMPLING = struct.Struct("@8P2q")
 PRODUCT = struct.Struct("@4P4i")
 PACKING = struct.Struct("@6P4i")
+QUANTIZING = struct.Struct("@4Pq4i")
 LAYER = struct.Struct("@4P")  # then five products, then WINDOW
 WINDOW = struct.Struct("@2i")
 STACK = struct.Struct("@14P6q10i2fi")
@@ -54,10 +55,10 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "sample": [ctypes.c_char_p],
         "stack": [ctypes.c_char_p, narrow],
         "logits": [ctypes.c_char_p, pointer, pointer, wide],
-        "product": [ctypes.c_char_p, pointer, pointer, wide, narrow],
         "linear": [ctypes.c_char_p, pointer, pointer, wide, narrow],
         "weight_rows": [ctypes.c_char_p, pointer, pointer, wide],
         "pack": [ctypes.c_char_p],
+        "quantize": [ctypes.c_char_p, narrow],
         "vector_width": [narrow],
         "read": [pointer, wide, pointer],
         "features": [],

@@ -10,6 +10,7 @@
 #include "native_fused.c"
 #include "native_sample.c"
 #include "native_pack.c"
+#include "native_quantize.c"
 #include "native_int.c"
 #include "native_product.c"
 #include "native_rows.c"

@@ -104,9 +104,8 @@ INLINE void NAME(put)(const Product *w, const void *x, int bf16, int64_t rows, v
     NAME(put_row)(w->kind, w->inputs, rows, buffer, r, from);
 }
 
-/* out [rows, N] of x [rows, K], both contiguous and of the element type; `whole`: out is float32 and has a multiple of
- * PANEL columns. */
-static int NAME(linear_into)(const Product *w, const void *x, void *out, int64_t rows, int bf16, int whole) {
+/* out [rows, N] of x [rows, K], both contiguous and of the element type. */
+static int NAME(linear)(const Product *w, const void *x, void *out, int64_t rows, int bf16) {
     const int panels = (w->outputs + PANEL - 1) / PANEL, together = MAX(1, MIN(8, panels / (4 * thread_count())));
     const int64_t tasks = (panels + together - 1) / together, columns = (int64_t)together * PANEL;
     char *buffer = scratch_for(FOR_STEP, NAME(inputs_bytes)(w->kind, w->inputs, rows));
@@ -125,10 +124,6 @@ static int NAME(linear_into)(const Product *w, const void *x, void *out, int64_t
             for (int64_t task = 0; task < tasks; task++) {
                 if (!room) continue;
                 const int p0 = (int)task * together, p1 = MIN(panels, p0 + together);
-                if (whole) {
-                    NAME(multiply)(w, buffer, rows, r0, r1, p0, p1, out, (int64_t)panels * PANEL, 0);
-                    continue;
-                }
                 NAME(multiply)(w, buffer, rows, r0, r1, p0, p1, room - r0 * columns - p0 * PANEL, columns, 0);
                 const int count = MIN(p1 * PANEL, w->outputs) - p0 * PANEL;
                 for (int64_t r = r0; r < r1; r++) {
@@ -143,27 +138,4 @@ static int NAME(linear_into)(const Product *w, const void *x, void *out, int64_t
         }
     }
     return failed;
-}
-
-static int NAME(linear)(const Product *w, const void *x, void *out, int64_t rows, int bf16) {
-    return NAME(linear_into)(w, x, out, rows, bf16, 0);
-}
-
-/* out float32 [rows, N rounded up to PANEL] of x [rows, K], both contiguous. */
-static int NAME(product)(const Product *w, const void *x, float *out, int64_t rows, int bf16) {
-    return NAME(linear_into)(w, x, out, rows, bf16, 1);
-}
-
-/* As multiply, of x [rows, K] in the element type; wide: room for rows * (K + 1) floats. */
-INLINE void NAME(multiply_plain)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide,
-                                 const int bf16) {
-    float *row = scratch(sizeof(float) * w->inputs);
-    for (int r = 0; r < rows; r++) NAME(put)(w, x, bf16, rows, wide, r, row);
-    NAME(multiply)(w, wide, rows, 0, rows, 0, (w->outputs + PANEL - 1) / PANEL, out, stride, add);
-}
-static void NAME(multiply_f32)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide) {
-    NAME(multiply_plain)(w, x, out, stride, rows, add, wide, 0);
-}
-static void NAME(multiply_bf16)(const Product *w, const void *x, float *out, int64_t stride, int rows, int add, float *wide) {
-    NAME(multiply_plain)(w, x, out, stride, rows, add, wide, 1);
 }

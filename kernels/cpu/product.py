@@ -12,7 +12,7 @@ from torch import Tensor
 
 from branchwork.kernels.cpu import linear as plain
 from branchwork.kernels.cpu import native
-from branchwork.kernels.reference.quant import Quantized, check
+from branchwork.kernels.reference.quant import BLOCK, Quantized, check, fits
 
 available = native.available
 why = native.why
@@ -118,6 +118,20 @@ def rows(weight: Packed, ids: Tensor) -> Tensor:
     ids = ids.contiguous()
     native.check(native.library().bw_weight_rows(weight.struct, ids.data_ptr(), out.data_ptr(), ids.shape[0]))
     return out
+
+
+def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None = None) -> Quantized:
+    """As `kernels.quantize`."""
+    shifted = fits(weight, bits, group, offsets)
+    outputs, inputs = weight.shape
+    weight = (weight if weight.dtype in _KINDS else weight.float()).contiguous()
+    values = torch.empty((outputs, inputs * bits // 8), dtype=torch.int8 if bits == 8 else torch.uint8)
+    scales = torch.empty((outputs, inputs // group), dtype=torch.float16)
+    shifts = torch.empty_like(scales) if shifted else None
+    addresses = (weight.data_ptr(), values.data_ptr(), scales.data_ptr(), _address(shifts))
+    call = native.QUANTIZING.pack(*addresses, outputs, inputs, bits, group, 0)
+    native.check(native.library().bw_quantize(call, _KINDS[weight.dtype]))
+    return Quantized(values, scales, shifts, bits, group)
 
 
 def _address(part: Tensor | None) -> int:

@@ -73,7 +73,8 @@ def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
     blocks = x.float().reshape(x.shape[0], -1, BLOCK)
     top = blocks.abs().amax(-1, keepdim=True)
     finite = (blocks - blocks).sum(-1, keepdim=True)
-    numbers = torch.where(top < 1e-30, torch.zeros_like(blocks), blocks * (torch.full_like(top, 127) / top))  # 127 / top would multiply by a reciprocal
+    inverse = torch.full_like(top, 127) / top  # torch takes 127 / top as 127 times a rounded reciprocal
+    numbers = torch.where(top < 1e-30, torch.zeros_like(blocks), blocks * inverse)
     return numbers.round(), top / 127 + finite
 
 
@@ -144,6 +145,14 @@ def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None
     parts = [_quantized(weight[n : n + step].float(), bits, group, shifted) for n in range(0, outputs, step)]
     values, scales, shifts = (torch.cat([part[i] for part in parts]) for i in range(3))
     return Quantized(values, scales, shifts if shifted else None, bits, group)
+
+
+def fits(weight: Tensor, bits: int, group: int, offsets: bool | None) -> bool:
+    """Whether `quantize` makes offsets. Raises ValueError where it cannot do what is asked."""
+    inputs = weight.shape[1]
+    if bits not in (4, 8) or group < BLOCK or group % BLOCK or inputs % group:
+        raise ValueError(f"4 or 8 bits in groups of a multiple of {BLOCK} that divides {inputs}, not {bits} in {group}")
+    return bits == 4 if offsets is None else offsets
 
 
 def _quantized(weight: Tensor, bits: int, group: int, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:

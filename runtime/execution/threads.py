@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 ROUNDS = 3
+SECONDS = 0.3  # no further round begins when so many are spent
 PATIENCE = 0.2  # seconds: a step of one token that takes longer is not timed again, every core helps such a model
 GAIN = 1.05  # more threads must be faster by this factor: they also cost whoever else wants a core
 
@@ -36,8 +37,12 @@ def pick_threads(
     seconds = clock() - began
     if seconds > PATIENCE:
         return cores, f"threads: all {cores} cores, as a step of one token takes {seconds:.2f} s"
+    forward(many)  # the first of its size is slow: its memory is new
     times: dict[tuple[int, int], float] = {}
+    started = clock()
     for _ in range(ROUNDS):
+        if clock() - started > SECONDS:
+            break
         for count in counts:
             use(count)
             for tokens in (1, 1, 1, many):

@@ -59,6 +59,14 @@ def test_a_model_too_large_to_time_takes_every_core_after_two_steps() -> None:
     assert threads == 4 and machine.steps == 2 and "0.90 s" in note
 
 
+def test_measuring_ends_when_its_time_is_spent() -> None:
+    quick = Machine({(1, 1): 1e-4, (2, 1): 1e-4, (1, 64): 4e-3, (2, 64): 4e-3})
+    slow = Machine({(1, 1): 0.1, (2, 1): 0.1, (1, 64): 0.5, (2, 64): 0.5})
+    quick.picked(2)
+    slow.picked(2)
+    assert quick.steps == 3 + 3 * 8 and slow.steps == 3 + 8
+
+
 def test_the_note_says_what_was_measured() -> None:
     note = Machine({(1, 1): 0.035, (2, 1): 0.03, (1, 64): 0.3, (2, 64): 0.16}).picked(2)[1]
     assert (
