@@ -158,6 +158,7 @@ static int NAME(pack)(const Packing *a) {
     const int words = NAME(words)(a->kind, a->inputs), groups = a->scales ? a->inputs / a->group : 0;
     const int odd = a->kind == KIND_BF16 && a->inputs % 2;
     const size_t bytes = odd ? (size_t)a->inputs * 2 : (size_t)words * 4;
+    want_huge_pages(a->panels, (size_t)(a->outputs + PANEL - 1) / PANEL * words * PANEL * 4);
 #pragma omp parallel for schedule(dynamic, 4)
     for (int p = 0; p < (a->outputs + PANEL - 1) / PANEL; p++) {
         const char *rows = (const char *)a->values + p * PANEL * bytes;
