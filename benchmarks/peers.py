@@ -133,7 +133,8 @@ class Bench:
             try:
                 runtime = stack.enter_context(bw.Runtime(str(model), **more))
             except bw.BackendError as error:
-                self.report.note(f"Branchwork does not run {model.name}: {str(error).strip().splitlines()[-1][:200]}")
+                said = " ".join(str(error).split()).rpartition("did not start: ")[2]
+                self.report.note(f"Branchwork does not run {model.name}: {said[:160]}")
                 continue
             run_program(runtime, WORKLOADS[0], [{"text": "The first", "tokens": 1}])
             self.report.started(bits, "Branchwork", time.perf_counter() - begun)
