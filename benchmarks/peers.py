@@ -35,7 +35,17 @@ from tokenizers import Tokenizer
 import branchwork as bw
 
 CONTEXT = 2304  # tokens of one sequence: the longest transcript of any workload and some room
+ONE_THREAD = 32 * 2**20  # bytes of weights
 PEERS = ("llama.cpp", "transformers")
+_ALWAYS = (
+    "tokens/s are generated tokens; of prompts in prefill and select, which generate none",
+    "llama.cpp, select: each ending is forced by a grammar of its token ids, n_probs=1 giving each token's probability",
+    "transformers: bfloat16 always, sdpa, one left-padded batch a round; select is one forward over all endings",
+)
+SETTINGS = {
+    False: _ALWAYS,
+    True: ("Branchwork does not guess ahead here: a random model repeats itself, which would flatter it", *_ALWAYS),
+}  # by whether the model is the random one
 FEWER = ("stream", "prefill", "streams", "few-shot")  # with int8 and int4, unless --all-bits
 FEWER_QUICK = ("stream",)
 
@@ -45,14 +55,16 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        self.threads = given.threads or len(os.sched_getaffinity(0))
         self.directory = model_directory(given.model)
+        self.threads = given.threads or fitting_threads(self.directory)
         self.tokenizer = Tokenizer.from_file(str(self.directory / "tokenizer.json"))
         self.counts = fitted(QUICK if given.quick else FULL, self.tokenizer)
         if given.counts:
             self.counts = self.counts._replace(**dict(given.counts))
         self.repeats = given.repeats or (2 if given.quick else 5)
         self.report = Report(given.model, self.threads, self.repeats)
+        for line in SETTINGS[given.model == RANDOM]:
+            self.report.note(line)
         self._lanes: dict[tuple[str, int], bool] = {}  # of llama.cpp: (workload, port) -> whether lanes were quicker
         self.found = self._find_llama()
 
@@ -147,7 +159,9 @@ class Bench:
             path = gguf_file(self.directory, bits)
             read_once(path)
             begun = time.perf_counter()
-            served = peers_llama.served(self.found, path, self.threads, CONTEXT, self.tokenizer)
+            command = peers_llama.arguments(self.found, path, self.threads, CONTEXT) + self.given.llama_args.split()
+            self.report.note(f"llama.cpp's settings: {' '.join(command[1:]).replace(str(path), path.name)}")
+            served = peers_llama.served(command, self.found.whole, self.tokenizer)
             self._enter(stack, served, "llama.cpp", bits, begun, peers)
         if "transformers" in self.given.peers and bits == "bf16":
             read_once(self.directory)
@@ -181,8 +195,11 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--peers", type=_some(PEERS), default=list(PEERS), help=",".join(PEERS))
     parser.add_argument("--repeats", type=int, default=0, help="rounds; 0: 5, or 2 with --quick")
     parser.add_argument("--quick", action="store_true", help="smaller counts and fewer rounds: within 15 minutes")
-    parser.add_argument("--threads", type=int, default=0, help="of each peer; 0: one for each core")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of each side; 0: one for each core, one in all for a model under 32 MiB"
+    )
     parser.add_argument("--llama-server", default="", metavar="PATH")
+    parser.add_argument("--llama-args", default="", metavar="'-kvu ...'", help="more for its command line; they win")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--chart", type=Path, metavar="FILE.png")
     parser.add_argument("--count", dest="counts", type=_count, action="append", metavar="NAME=N", help="for trials")
@@ -206,6 +223,12 @@ def _count(text: str) -> tuple[str, int]:
     if name not in Counts._fields or not number.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=N with one of {', '.join(Counts._fields)}")
     return name, int(number)
+
+
+def fitting_threads(directory: Path) -> int:
+    """One for each core; one alone for a model so small that all sides lose by waking a second."""
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return 1 if size < ONE_THREAD else len(os.sched_getaffinity(0))
 
 
 def fitted(counts: Counts, tokenizer: Tokenizer) -> Counts:

@@ -104,14 +104,18 @@ def version(found: Found) -> str:
     return f"llama-server {line[1] if line else '(version unknown)'}"
 
 
-def arguments(found: Found, model: Path, port: int, threads: int, context: int) -> list[str]:
-    """Of the server's command line. context: tokens of one sequence."""
+def arguments(found: Found, model: Path, threads: int, context: int) -> list[str]:
+    """The server's command line but for where it listens. context: tokens of one sequence.
+
+    A KV buffer for each slot, not one for all: with one, each token's attention runs over the positions of all slots.
+    What is not said stays at its default: prompts of slots are also kept in host memory, nothing is guessed ahead.
+    """
     if not found.whole:
-        place = ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", str(context)]
-        return [*found.command, "--model", str(model), *place, "--n_threads", str(threads), "--cache", "true"]
-    place = ["--host", "127.0.0.1", "--port", str(port), "--no-webui", "--threads-http", str(SLOTS + 4)]
-    room = ["-np", str(SLOTS), "-c", str(SLOTS * context), "--no-kv-unified", "--cache-prompt", "-fa", "auto"]
-    return [*found.command, "-m", str(model), "-t", str(threads), "-tb", str(threads), *place, *room, "-cb"]
+        own = ["--model", str(model), "--n_ctx", str(context), "--n_threads", str(threads), "--cache", "true"]
+        return [*found.command, *own]
+    own = ["-m", str(model), "-t", str(threads), "-tb", str(threads), "-np", str(SLOTS), "-c", str(SLOTS * context)]
+    kept = ["--no-kv-unified", "--cache-prompt", "-cb", "-fa", "auto", "--threads-http", str(SLOTS + 4), "--no-webui"]
+    return [*found.command, *own, *kept]
 
 
 class Llama:
@@ -227,19 +231,19 @@ class Llama:
 
 
 @contextmanager
-def served(found: Found, model: Path, threads: int, context: int, tokenizer: Tokenizer) -> Iterator[Llama]:
-    """A running server, with its first token already out. Raises Missing with its last words."""
+def served(command: list[str], whole: bool, tokenizer: Tokenizer) -> Iterator[Llama]:
+    """A running server, with its first token already out. whole: as in Found. Raises Missing with its last words."""
     port = free_port()
     with tempfile.TemporaryFile("w+") as log:
-        command = arguments(found, model, port, threads, context)
-        with child(command, stdout=log, stderr=subprocess.STDOUT) as process:
+        place = ["--host", "127.0.0.1", "--port", str(port)]
+        with child([*command, *place], stdout=log, stderr=subprocess.STDOUT) as process:
 
             def alive() -> None:
                 if process.poll() is not None:
                     log.seek(0)
                     raise Missing(f"llama.cpp's server ended with {process.returncode}: ...{log.read()[-600:]}")
 
-            peer = Llama(port, tokenizer, found.whole)
+            peer = Llama(port, tokenizer, whole)
 
             async def first() -> None:
                 peer.begin(lanes=False)

@@ -140,7 +140,10 @@ class Report:
                 console.print(f"llama.cpp, {row['workload']} ({row['bits']}): {row['how']}")
         for bits, sides in self._starts.items():
             said = ", ".join(f"{side} {seconds:.2f}" for side, seconds in sides.items())
-            console.print(f"start to first token, {bits}, files in the page cache, s: {said}", highlight=False)
+            console.print(
+                f"start to first token, {bits}, files in the page cache, s (aim: < {START_AIM:g}): {said}",
+                highlight=False,
+            )
         for line in self._notes:
             console.print(line, markup=False, highlight=False)
         console.print(f"{platform.machine()}; {'; '.join(self.versions)}", highlight=False)
