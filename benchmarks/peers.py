@@ -35,6 +35,7 @@ from tokenizers import Tokenizer
 import branchwork as bw
 
 CONTEXT = 2304  # tokens of one sequence: the longest transcript of any workload and some room
+QUICK_SECONDS = 420  # after which --quick begins no further round
 ONE_THREAD = 32 * 2**20  # bytes of weights
 PEERS = ("llama.cpp", "transformers")
 _ALWAYS = (
@@ -55,6 +56,7 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
+        self._begun = time.monotonic()
         self.directory = model_directory(given.model)
         self.threads = given.threads or fitting_threads(self.directory)
         self.tokenizer = Tokenizer.from_file(str(self.directory / "tokenizer.json"))
@@ -97,6 +99,9 @@ class Bench:
         runtime = self._start_ours(stack, bits)
         peers = self._start_peers(stack, bits)
         for repeat in range(self.repeats if runtime or peers else 0):
+            if self.given.quick and repeat and time.monotonic() - self._begun > QUICK_SECONDS:
+                self.report.note(f"{bits}: only {repeat} of {self.repeats} rounds, to end in time")
+                break
             for workload in chosen:
                 rows = workload.rows(repeat, self.counts)
                 cell = self.report.cell(workload, bits)
@@ -104,7 +109,8 @@ class Bench:
                 if runtime is not None:
                     time_ours(runtime, workload, rows, cell)
                 for peer in peers:
-                    self._run_peer(peer, workload, repeat, cell)
+                    if not (self.given.quick and repeat and peer.name == "transformers"):  # the slowest: once
+                        self._run_peer(peer, workload, repeat, cell)
             print(f"{bits}: round {repeat + 1} of {self.repeats} done", file=sys.stderr)
         shared = [w for w in chosen if w.name in ("few-shot", "tree-of-thought", "multi-turn", "react", "judge")]
         if runtime is not None and shared:
@@ -194,7 +200,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=_some(names), default=names, help=",".join(names))
     parser.add_argument("--peers", type=_some(PEERS), default=list(PEERS), help=",".join(PEERS))
     parser.add_argument("--repeats", type=int, default=0, help="rounds; 0: 5, or 2 with --quick")
-    parser.add_argument("--quick", action="store_true", help="smaller counts and fewer rounds: within 15 minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller counts, fewer rounds: within 15 minutes")
     parser.add_argument(
         "--threads", type=int, default=0, help="of each side; 0: one for each core, one in all for a model under 32 MiB"
     )

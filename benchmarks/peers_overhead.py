@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
+_LOOP = "runtime/engine.py"
 _TREE = ("runtime/scheduler/", "runtime/cache/")
 _SAMPLES = 200  # a second
 _LONGEST = 120  # seconds
@@ -29,30 +28,16 @@ def tree_share(gateway: int, work: Callable[[], None]) -> str:
         return "tree overhead: not measured (pip install py-spy)"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "stacks"
-        watchers = []
-        for number, engine in enumerate(psutil.Process(gateway).children(recursive=True)):
-            command = [
-                spy,
-                "record",
-                "--pid",
-                str(engine.pid),
-                "--format",
-                "raw",
-                "--rate",
-                str(_SAMPLES),
-                "--nonblocking",
-            ]
-            command += ["--duration", str(_LONGEST), "--output", f"{out}{number}"]
-            watchers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        threading.Event().wait(1.0)  # py-spy needs a moment to find the threads
+        command = [spy, "record", "--pid", str(gateway), "--subprocesses", "--format", "raw", "--output", str(out)]
+        command += ["--rate", str(_SAMPLES), "--duration", str(_LONGEST), "--nonblocking", "--full-filenames"]
+        watcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(2)  # py-spy needs a moment to find the threads
         try:
             work()
         finally:
-            for watcher in watchers:
-                watcher.send_signal(signal.SIGINT)  # py-spy writes its file then
-                watcher.wait(30)
-        counted = [counts(Path(f"{out}{n}").read_text()) for n in range(len(watchers)) if Path(f"{out}{n}").exists()]
-    tree, whole = max(counted, key=lambda pair: pair[1], default=(0, 0))
+            watcher.send_signal(signal.SIGINT)  # it writes its file then
+            watcher.wait(60)
+        tree, whole = counts(out.read_text()) if out.exists() else (0, 0)
     if not whole:
         return "tree overhead: not measured (py-spy may not watch the engine here)"
     return (
@@ -65,7 +50,7 @@ def counts(stacks: str) -> tuple[int, int]:
     tree = whole = 0
     for line in stacks.splitlines():
         stack, _, number = line.rpartition(" ")
-        if not stack or "poll (" in stack.rsplit(";", 1)[-1]:
+        if _LOOP not in stack or "poll (" in stack.rsplit(";", 1)[-1]:
             continue
         whole += int(number)
         tree += int(number) * any(folder in stack for folder in _TREE)

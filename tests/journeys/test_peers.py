@@ -159,5 +159,8 @@ def test_an_answer_of_another_status_is_an_error_with_its_words() -> None:
 
 
 def test_waiting_is_not_work_of_the_engine() -> None:
-    stacks = "run (engine.py:1);plan (/x/runtime/scheduler/scheduler.py:9) 3\nrun (engine.py:1);launch (r.py:2) 17\n"
-    assert counts(stacks + "run (engine.py:1);poll (zmq/poll.py:5) 900\n") == (3, 20)
+    loop = "run (/x/runtime/engine.py:1)"
+    stacks = (
+        f"{loop};plan (/x/runtime/scheduler/scheduler.py:9) 3\n{loop};launch (/x/runtime/execution/runner.py:2) 17\n"
+    )
+    assert counts(f"{stacks}{loop};poll (/x/zmq/poll.py:5) 900\nserve (/x/runtime/gateway/main.py:3) 70\n") == (3, 20)
