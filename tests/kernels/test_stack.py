@@ -214,7 +214,9 @@ def test_products_of_every_kind_give_what_their_floats_give() -> None:
 
 
 @pytest.mark.parametrize("missing", [(stack,), (stack, product)], ids=["one call", "library"])
-def test_products_of_every_kind_serve_op_by_op(missing: tuple[ModuleType, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_every_kind_serve_op_by_op(
+    missing: tuple[ModuleType, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Decoder(SPEC, mixed(SPEC))
     one = step([(0, tokens(70, 1), forked([70], 0)[0])], [69, 5])
     expected = whole.forward(one, pool(whole))
