@@ -25,7 +25,6 @@ import peers_chart
 import peers_llama
 import peers_transformers
 from peers_models import BITS, RANDOM, gguf_file, model_directory, read_once
-from peers_overhead import tree_share
 from peers_processes import Missing
 from peers_report import Cell, Report
 from peers_runs import dry_run, run_program, time_llama, time_ours, time_transformers, try_llama
@@ -112,13 +111,6 @@ class Bench:
                     if not (self.given.quick and repeat and peer.name == "transformers"):  # the slowest: once
                         self._run_peer(peer, workload, repeat, cell)
             print(f"{bits}: round {repeat + 1} of {self.repeats} done", file=sys.stderr)
-        shared = [w for w in chosen if w.name in ("few-shot", "tree-of-thought", "multi-turn", "react", "judge")]
-        if runtime is not None and shared:
-            self.report.note(tree_share(runtime.pid, lambda: self._again(runtime, shared)))
-
-    def _again(self, runtime: bw.Runtime, workloads: list[Workload]) -> None:
-        for workload in workloads:
-            run_program(runtime, workload, workload.rows(99, self.counts))
 
     def _run_peer(self, peer: Any, workload: Workload, repeat: int, cell: Cell) -> None:
         if peer.name not in workload.aims:

@@ -34,6 +34,7 @@ class Cell:
     optimum: float = 0.0
     tokens: int = 0  # that are generated; of prompts where none are
     how: str = ""
+    tree: list[float] = field(default_factory=list)  # of Branchwork's seconds, the share spent in the radix tree
 
     def expect(self, dry: Dry) -> None:
         self.optimum = dry.hit_rate
@@ -78,6 +79,7 @@ class Cell:
                     "peer_tokens_per_s": self.rate(side),
                     "hit": statistics.median(self.hits[OURS]) if own else None,
                     "optimum": self.optimum,
+                    "tree": statistics.median(self.tree) if self.tree else None,
                     "peer_hit": statistics.median(self.hits[side]) if side == "llama.cpp" else None,
                     "how": self.how if side == "llama.cpp" else "",
                     "branchwork_runs_s": self.seconds.get(OURS, []),
@@ -130,7 +132,7 @@ class Report:
         table = Table(title=self.title)
         for title in ("workload", "bits", "peer", "Branchwork s", "peer s", "tokens/s", "theirs", "ratio", "aim"):
             table.add_column(title, justify="left" if title in ("workload", "bits", "peer") else "right")
-        for title in ("hit", "optimum", "their hit"):
+        for title in ("hit", "optimum", "their hit", "tree"):
             table.add_column(title, justify="right")
         for row in self.rows():
             table.add_row(*_shown(row))
@@ -162,5 +164,5 @@ def _shown(row: dict[str, Any]) -> list[str]:
         *(number("branchwork_tokens_per_s", ".0f"), number("peer_tokens_per_s", ".0f")),
         "-" if ratio is None else f"{ratio:.2f}x",
         "-" if aim is None else f">= {aim:g}x{reached}",
-        *(number("hit", ".1%"), number("optimum", ".1%"), number("peer_hit", ".1%")),
+        *(number("hit", ".1%"), number("optimum", ".1%"), number("peer_hit", ".1%"), number("tree", ".2%")),
     ]

@@ -40,6 +40,7 @@ def time_ours(runtime: bw.Runtime, workload: Workload, rows: list[Row], cell: Ce
             json.loads(state["record"])
             made += state.meta("record")["completion_tokens"]
     cell.add("Branchwork", seconds, reused / max(prompt, 1), made)
+    cell.tree.append((after["tree_s"] - before["tree_s"]) / seconds)
 
 
 def time_transformers(peer: Transformers, workload: Workload, rows: list[Row], cell: Cell) -> None:

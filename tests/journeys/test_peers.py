@@ -26,7 +26,6 @@ import peers_models  # noqa: E402
 import peers_workloads  # noqa: E402
 from peers_http import Client, HttpError  # noqa: E402
 from peers_optimum import Dry  # noqa: E402
-from peers_overhead import counts  # noqa: E402
 from peers_processes import child, free_port  # noqa: E402
 from peers_report import Report  # noqa: E402
 from peers_runs import dry_run, run_program  # noqa: E402
@@ -156,11 +155,3 @@ def test_an_answer_of_another_status_is_an_error_with_its_words() -> None:
     quiet = subprocess.DEVNULL
     with child(serve, stdout=quiet, stderr=quiet), pytest.raises(HttpError, match=r"404: (?s:.*)not found"):
         asyncio.run(ask(port))
-
-
-def test_waiting_is_not_work_of_the_engine() -> None:
-    loop = "run (/x/runtime/engine.py:1)"
-    stacks = (
-        f"{loop};plan (/x/runtime/scheduler/scheduler.py:9) 3\n{loop};launch (/x/runtime/execution/runner.py:2) 17\n"
-    )
-    assert counts(f"{stacks}{loop};poll (/x/zmq/poll.py:5) 900\nserve (/x/runtime/gateway/main.py:3) 70\n") == (3, 20)
