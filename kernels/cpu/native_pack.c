@@ -34,31 +34,56 @@ INLINE int NAME(strip)(int64_t rows, int64_t r, int64_t *first) {
     return (int)MIN(MIN(STRIP, chunk + CHUNK - *first), rows - *first);
 }
 
+typedef int8_t NAME(vector_b) __attribute__((vector_size(VW), aligned(1), may_alias));
+
+/* The largest or the sum of the lanes. */
+INLINE int32_t NAME(fold)(vi x, const int add) {
+    int32_t lane[VW];
+    memcpy(lane, &x, sizeof x);
+    for (int half = VW / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = add ? lane[i] + lane[i + half] : MAX(lane[i], lane[i + half]);
+    return lane[0];
+}
+
+/* Every other of eight bytes, from the lowest on. */
+INLINE uint32_t NAME(every_other)(uint64_t bytes) {
+    bytes &= 0x00ff00ff00ff00ffu;
+    bytes = (bytes | bytes >> 8) & 0x0000ffff0000ffffu;
+    return (uint32_t)(bytes | bytes >> 16);
+}
+
 /* One row of inputs in blocks of int8, and what belongs to each block; `step` words lie between blocks. */
 static void NAME(put_integers)(int kind, int inputs, uint32_t *to, int step, const float *x) {
     for (int block = 0; block < inputs / BLOCK; block++, x += BLOCK, to += step) {
-        vf most = {0}, odd = {0};
-        for (int i = 0; i < BLOCK; i += VW) {
-            vf value = *(const vf *)(x + i);
-            odd += value - value; /* NaN as soon as an input is not finite; then so is the scale */
-            most = NAME(larger)((vf)((vu)value & 0x7fffffffu), most);
+        vi most = {0}, total = {0};
+        for (int i = 0; i < BLOCK; i += VW) { /* sizes of floats are ordered as their bits; what is not finite is largest */
+            const vi size = *(const vi *)(x + i) & 0x7fffffff, more = size > most;
+            most = (size & more) | (most & ~more);
         }
-        const float top = NAME(maximum)(most), scale = top / 127.0f + NAME(sum)(odd);
-        const float inverse = top < 1e-30f ? 0.0f : 127.0f / top;
-        int32_t number[BLOCK], sum = 0;
+        const int32_t bits = NAME(fold)(most, 0);
+        float top;
+        memcpy(&top, &bits, 4);
+        const float scale = bits < 0x7f800000 ? top / 127.0f : NAN, inverse = top < 1e-30f ? 0.0f : 127.0f / top;
+        int8_t number[BLOCK];
         for (int i = 0; i < BLOCK; i += VW) {
             vf value = *(const vf *)(x + i) * inverse;
             APART(value);
             value += 12582912.0f; /* 1.5 * 2^23: what is left of the fraction is rounded to nearest even */
-            *(vi *)(number + i) = (vi)value - 0x4b400000;
+            const vi whole = (vi)value - 0x4b400000;
+            total += whole;
+            *(NAME(vector_b) *)(number + i) = __builtin_convertvector(whole, NAME(vector_b));
         }
-        for (int i = 0; i < BLOCK; i++) sum += number[i] = (int8_t)number[i];
-        for (int word = 0; word < 8; word++) {
-            const int32_t *n = kind == KIND_INT4 ? number + word / 2 * 8 + word % 2 : number + word * 4;
-            const int gap = kind == KIND_INT4 ? 2 : 1;
-            to[word] = (uint32_t)(n[0] & 255) | (uint32_t)(n[gap] & 255) << 8 | (uint32_t)(n[2 * gap] & 255) << 16 |
-                              (uint32_t)(n[3 * gap] & 255) << 24;
+        if (kind == KIND_INT8) {
+            memcpy(to, number, BLOCK);
+        } else {
+            for (int i = 0; i < 4; i++) {
+                uint64_t eight;
+                memcpy(&eight, number + 8 * i, 8);
+                to[2 * i] = NAME(every_other)(eight);
+                to[2 * i + 1] = NAME(every_other)(eight >> 8);
+            }
         }
+        const int32_t sum = bits < 0x7f800000 ? NAME(fold)(total, 1) : 0;
         const float shift = scale * (float)sum;
         memcpy(to + 8, &scale, 4);
         to[9] = (uint32_t)(sum * (kind == KIND_INT4 ? -8 : -128));
