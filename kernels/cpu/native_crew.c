@@ -15,10 +15,11 @@
 #endif
 
 enum {
-    PATIENCE = 1000,         /* looks at `done` before a waiting thread offers its core to others */
+    PATIENCE = 2000,         /* looks at `done` before a waiting thread offers its core to others */
     SPAN = 256,              /* tokens that go through a product together: the results of more would leave the caches */
     TASK_BYTES = 256 * 1024, /* of a weight to one task: with its results it stays in a core's second cache */
-    TASKS = 4,               /* of a phase to a thread, or more */
+    STREAM_BYTES = 1 << 20,  /* of a weight to one task of few rows */
+    TASKS = 4,               /* of a phase to a thread, or more; half as many where weights only stream */
     ROOM = 1 << 16,          /* floats of a thread's own */
     SMALL_STEP = 12 << 20    /* multiplications that are done before a second thread has woken up */
 };

@@ -74,12 +74,31 @@ static void NAME(strip_product)(const Product *w, const uint32_t *x, int step, i
     }
 }
 
+/* Few rows with panels [p0, p1), several side by side; 0 where there are too many rows or no instructions for that. */
+INLINE int NAME(few)(const Product *w, const void *buffer, int rows, int p0, int p1, float *out, int64_t out_stride, int add) {
+    const uint32_t *panels = (const uint32_t *)w->panels + (size_t)p0 * NAME(words)(w->kind, w->inputs) * PANEL;
+    const float *bias = w->bias + p0 * PANEL;
+    out += p0 * PANEL;
+    if (VW == 16 && dots && w->kind == KIND_BF16 && rows <= FEW) {
+        dots_few(buffer, panels, p1 - p0, bias, out, out_stride, (w->inputs + 1) / 2, add, rows);
+        return 1;
+    }
+    if (VW == 16 && bytes && w->kind >= KIND_INT8 && rows <= 2) {
+        const int64_t groups = (int64_t)(w->inputs / w->group) * PANEL;
+        bytes_few(buffer, panels, p1 - p0, w->scales + p0 * groups, w->offsets ? w->offsets + p0 * groups : NULL, groups, bias,
+                  out, out_stride, w->inputs / BLOCK, w->group, add, rows, w->kind == KIND_INT4);
+        return 1;
+    }
+    return 0;
+}
+
 /* out[r][p * PANEL ..] (float32, `out_stride` between rows) for rows [r0, r1) and panels [p0, p1) of the product of w and
  * the `rows` rows of inputs in `buffer`; r0 is a multiple of CHUNK, and so is r1 or it is `rows`. add: onto what out holds.
  * Several threads may work on one product, each on rows or panels of its own. */
 static int NAME(multiply)(const Product *w, const void *buffer, int64_t rows, int64_t r0, int64_t r1, int p0, int p1,
                           float *out, int64_t out_stride, int add) {
     const int words = NAME(words)(w->kind, w->inputs), input_words = NAME(input_words)(w->kind, w->inputs);
+    if (rows == r1 - r0 && NAME(few)(w, buffer, (int)MIN(rows, CHUNK), p0, p1, out, out_stride, add)) return 0;
     for (int p = p0; p < p1; p++)
         for (int k = 0; k < words; k += NAME(part_words)) {
             const int part = MIN(NAME(part_words), words - k), start = k ? 2 : add ? 1 : 0;

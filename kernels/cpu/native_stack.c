@@ -37,7 +37,9 @@ static Split NAME(split)(const Product *w, int64_t rows, int beside, int threads
     static const float bytes_of[] = {4, 2, 1.125f, 0.625f};
     const int panels = NAME(padded)(w->outputs) / PANEL;
     const int64_t bytes = (int64_t)(bytes_of[w->kind] * PANEL * (float)w->inputs) * beside;
-    int per = (int)MAX(1, TASK_BYTES / MAX(bytes, 1)), most = (int)MAX(rows, 1), wanted = TASKS * threads;
+    const int few = rows <= CHUNK; /* then the weights' streaming takes the time, and each task begins streams anew */
+    int per = (int)MAX(1, (few ? STREAM_BYTES : TASK_BYTES) / MAX(bytes, 1)), most = (int)MAX(rows, 1);
+    const int wanted = (few ? TASKS / 2 : TASKS) * threads;
     if (rows > CHUNK) per = MIN(per, 4 / beside);
     if (beside > 1) per = MIN(per, MAX(1, ROOM / (beside * PANEL * most)));
     if (threads > 1) {

@@ -95,7 +95,92 @@ BYTES_PANEL(bytes_panel_4, 1, 0)
 BYTES_PANEL(bytes_panel_4_shifted, 1, 1)
 #undef BYTES_ROWS
 #undef BYTES_PANEL
+
+/* As bytes_block with all blocks, for one or two rows and `wide` panels side by side: see dots_beside. */
+BYTES void bytes_beside(const uint32_t *x, const uint32_t *panels, size_t apart, const uint16_t *scales, const uint16_t *offsets,
+                        int64_t groups, const float *bias, float *out, int64_t out_stride, int blocks, int group, int add,
+                        const int rows, const int wide, const int four, const int shifted) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512 sum[2][2 * WIDE];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 2 * wide; i++) {
+            sum[r][i] = _mm512_loadu_ps(bias + 16 * i);
+            if (add) sum[r][i] = _mm512_add_ps(_mm512_loadu_ps(out + r * out_stride + 16 * i), sum[r][i]);
+        }
+    const int per_group = group / BLOCK, words = four ? 4 : 8;
+    int64_t g = 0;
+    for (int b = 0, inside = 0; b < blocks; b++, x += ROW_WORDS * rows, panels += words * PANEL) {
+        __m512i dot[2][2 * WIDE];
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < 2 * wide; i++)
+                dot[r][i] = four && shifted ? _mm512_setzero_si512() : _mm512_set1_epi32((int)x[r * ROW_WORDS + 9]);
+        for (int word = 0; word < 8; word += 2) {
+            __m512i inputs[2][2];
+            for (int r = 0; r < rows; r++)
+                for (int odd = 0; odd < 2; odd++) inputs[r][odd] = _mm512_set1_epi32((int)x[r * ROW_WORDS + word + odd]);
+            for (int i = 0; i < 2 * wide; i++) {
+                const uint32_t *from = panels + i / 2 * apart + (four ? word / 2 : word) * PANEL + i % 2 * 16;
+                const __m512i bits = _mm512_loadu_si512(from);
+                _mm_prefetch((const char *)from + NEAR, _MM_HINT_T1);
+                if (!four) _mm_prefetch((const char *)(from + PANEL) + NEAR, _MM_HINT_T1);
+                const __m512i even = four ? _mm512_and_si512(bits, low) : bits;
+                const __m512i odd = four ? _mm512_and_si512(_mm512_srli_epi16(bits, 4), low) : _mm512_loadu_si512(from + PANEL);
+                for (int r = 0; r < rows; r++) {
+                    dot[r][i] = _mm512_dpbusd_epi32(dot[r][i], even, inputs[r][0]);
+                    dot[r][i] = _mm512_dpbusd_epi32(dot[r][i], odd, inputs[r][1]);
+                }
+            }
+        }
+        for (int i = 0; i < 2 * wide; i++) {
+            const int64_t at = i / 2 * groups + g + i % 2 * 16;
+            const __m512 scale = bytes_halves(scales + at), offset = shifted ? bytes_halves(offsets + at) : scale;
+            for (int r = 0; r < rows; r++) {
+                const __m512 factor = _mm512_mul_ps(scale, _mm512_castsi512_ps(_mm512_set1_epi32((int)x[r * ROW_WORDS + 8])));
+                __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[r][i]), factor);
+                APART(part);
+                sum[r][i] = _mm512_add_ps(sum[r][i], part);
+                if (!shifted) continue;
+                part = _mm512_mul_ps(offset, _mm512_castsi512_ps(_mm512_set1_epi32((int)x[r * ROW_WORDS + 10])));
+                APART(part);
+                sum[r][i] = _mm512_add_ps(sum[r][i], part);
+            }
+        }
+        if (++inside == per_group) inside = 0, g += PANEL;
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 2 * wide; i++) _mm512_storeu_ps(out + r * out_stride + 16 * i, sum[r][i]);
+}
+
+#define BYTES_FEW(name, four, shifted)                                                                                       \
+    __attribute__((target("avx512f,avx512bw,avx512vnni"))) static void name(                                                \
+        const uint32_t *x, const uint32_t *panels, int count, const uint16_t *scales, const uint16_t *offsets,              \
+        int64_t groups, const float *bias, float *out, int64_t out_stride, int blocks, int group, int add, int rows) {      \
+        const size_t apart = (size_t)blocks * (four ? 4 : 8) * PANEL;                                                       \
+        for (int p = 0; p < count;) {                                                                                       \
+            if (rows == 1 && count - p >= WIDE) BYTES_ROWS(1, WIDE, four, shifted);                                         \
+            else if (rows == 2 && count - p >= 2) BYTES_ROWS(2, 2, four, shifted);                                          \
+            else if (rows == 1) BYTES_ROWS(1, 1, four, shifted);                                                            \
+            else BYTES_ROWS(2, 1, four, shifted);                                                                           \
+        }                                                                                                                   \
+    }
+#define BYTES_ROWS(rows, wide, four, shifted)                                                                                \
+    bytes_beside(x, panels + p * apart, apart, scales + p * groups, shifted ? offsets + p * groups : NULL, groups,           \
+                 bias + p * PANEL, out + p * PANEL, out_stride, blocks, group, add, rows, wide, four, shifted), p += wide
+BYTES_FEW(bytes_few_8, 0, 0)
+BYTES_FEW(bytes_few_8_shifted, 0, 1)
+BYTES_FEW(bytes_few_4, 1, 0)
+BYTES_FEW(bytes_few_4_shifted, 1, 1)
+#undef BYTES_ROWS
+#undef BYTES_FEW
 #undef BYTES
+
+/* One or two rows with `count` panels, whose scales and offsets lie `groups` apart. */
+static void bytes_few(const uint32_t *x, const uint32_t *panels, int count, const uint16_t *scales, const uint16_t *offsets,
+                      int64_t groups, const float *bias, float *out, int64_t out_stride, int blocks, int group, int add,
+                      int rows, int four) {
+    (four ? (offsets ? bytes_few_4_shifted : bytes_few_4) : (offsets ? bytes_few_8_shifted : bytes_few_8))(
+        x, panels, count, scales, offsets, groups, bias, out, out_stride, blocks, group, add, rows);
+}
 
 /* As int_panel. */
 static void bytes_panel(const uint32_t *x, int step, const uint32_t *panel, const uint16_t *scales, const uint16_t *offsets,
@@ -109,4 +194,7 @@ static int has_bytes(void) { return 0; }
 static void bytes_panel(const uint32_t *x, int step, const uint32_t *panel, const uint16_t *scales, const uint16_t *offsets,
                         const float *bias, float *out, int64_t out_stride, int first, int blocks, int group, int start,
                         int rows, int four) {}
+static void bytes_few(const uint32_t *x, const uint32_t *panels, int count, const uint16_t *scales, const uint16_t *offsets,
+                      int64_t groups, const float *bias, float *out, int64_t out_stride, int blocks, int group, int add,
+                      int rows, int four) {}
 #endif
