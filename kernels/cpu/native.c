@@ -33,7 +33,7 @@ enum { BLOCK = 32, TILE = 64 }; /* tokens of KV per softmax block; query vectors
 enum { PANEL = 32, CHUNK = 64 }; /* outputs of a packed weight's panel; rows that go through a layer's products together */
 enum { STRIP = 12 };            /* rows whose prepared inputs lie together: those of one pass over a panel */
 enum { ROW_WORDS = 11 };        /* of a row's block of integers: 8 of inputs and 3 more, see native_pack.c */
-enum { FEW = 4, WIDE = 4 };     /* rows that go through several panels at once, and how many panels */
+enum { BESIDE_ROWS = 4, WIDE = 4 }; /* rows that go through several panels at once, and how many panels */
 enum { NEAR = 2048, FAR = 4096 }; /* bytes ahead that weights are fetched, so that they arrive while many rows compute */
 #define LOG2_E 1.44269504088896341f
 enum { AS_F32, AS_BF16, AS_INT8 }; /* what a KV pool holds */

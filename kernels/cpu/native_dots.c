@@ -46,14 +46,14 @@ __attribute__((target("avx512f,avx512bf16"))) static void dots_panel(const uint3
 __attribute__((target("avx512f,avx512bf16"), always_inline)) static inline void dots_beside(
     const uint32_t *x, const uint32_t *panels, size_t apart, const float *bias, float *out, int64_t out_stride, int pairs,
     int add, const int rows, const int wide) {
-    __m512 a[FEW][WIDE][2];
+    __m512 a[BESIDE_ROWS][WIDE][2];
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < 2 * wide; i++) {
             a[r][i / 2][i % 2] = _mm512_loadu_ps(bias + 16 * i);
             if (add) a[r][i / 2][i % 2] = _mm512_add_ps(a[r][i / 2][i % 2], _mm512_loadu_ps(out + r * out_stride + 16 * i));
         }
     for (int k = 0; k < pairs; k++, panels += PANEL) {
-        __m512bh pair[FEW];
+        __m512bh pair[BESIDE_ROWS];
         for (int r = 0; r < rows; r++) pair[r] = (__m512bh)_mm512_set1_epi32((int)x[k * rows + r]);
         for (int i = 0; i < 2 * wide; i++) {
             const uint32_t *from = panels + i / 2 * apart + i % 2 * 16;
@@ -66,7 +66,7 @@ __attribute__((target("avx512f,avx512bf16"), always_inline)) static inline void 
         for (int i = 0; i < 2 * wide; i++) _mm512_storeu_ps(out + r * out_stride + 16 * i, a[r][i / 2][i % 2]);
 }
 
-/* At most FEW rows with `count` panels. */
+/* At most BESIDE_ROWS rows with `count` panels. */
 __attribute__((target("avx512f,avx512bf16"))) static void dots_few(const uint32_t *x, const uint32_t *panels, int count,
                                                                    const float *bias, float *out, int64_t out_stride,
                                                                    int pairs, int add, int rows) {

@@ -79,7 +79,7 @@ INLINE int NAME(few)(const Product *w, const void *buffer, int rows, int p0, int
     const uint32_t *panels = (const uint32_t *)w->panels + (size_t)p0 * NAME(words)(w->kind, w->inputs) * PANEL;
     const float *bias = w->bias + p0 * PANEL;
     out += p0 * PANEL;
-    if (VW == 16 && dots && w->kind == KIND_BF16 && rows <= FEW) {
+    if (VW == 16 && dots && w->kind == KIND_BF16 && rows <= BESIDE_ROWS) {
         dots_few(buffer, panels, p1 - p0, bias, out, out_stride, (w->inputs + 1) / 2, add, rows);
         return 1;
     }
