@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from branchwork.kernels.reference.quant import BLOCK, Quantized
-from branchwork.runtime.loading.checkpoint import Checkpoint, open_checkpoint
+from branchwork.runtime.loading.checkpoint import Checkpoint
 from branchwork.runtime.loading.companions import companion, stored_bytes
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.loading.gguf_file import SUFFIX, is_gguf
 from branchwork.runtime.loading.packed import own_parts
 from branchwork.runtime.loading.quantize import BITS

@@ -160,7 +160,7 @@ def _facts(name: str, ready: wire.Ready) -> dict[str, float | int | str]:
 
 
 def _engine_command(directory: Path, options: list[str]) -> list[str]:
-    command = [sys.executable, "-m", "branchwork.runtime.engine", "--directory", str(directory)]
+    command = [sys.executable, "-m", "branchwork.runtime.assembly", "--directory", str(directory)]
     for option in options:
         command += ["--option", option]
     return command

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from branchwork.kernels.reference.quant import BLOCK, Quantized, dequantize, quantize
+from branchwork.kernels import Quantized, quantize
+from branchwork.kernels.reference.quant import BLOCK, dequantize
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.gguf_blocks import FORMS, exact, rounded
 from branchwork.runtime.loading.gguf_config import ROPE_FACTORS, config_of, our_name, their_name

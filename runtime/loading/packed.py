@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from branchwork.kernels.reference.quant import BLOCK, Quantized, dequantize, quantize
+from branchwork.kernels import Quantized, quantize
+from branchwork.kernels.reference.quant import BLOCK, dequantize
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.weights import Weights, check_names
 

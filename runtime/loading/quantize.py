@@ -8,16 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from branchwork.kernels.reference.quant import BLOCK, Quantized, dequantize, quantize
+from branchwork.kernels import Quantized, quantize
+from branchwork.kernels.reference.quant import BLOCK, dequantize
+from branchwork.runtime.loading.checkpoint import Checkpoint
 from branchwork.runtime.loading.errors import LoadError
-
-if TYPE_CHECKING:
-    from branchwork.runtime.loading.checkpoint import Checkpoint
 
 BITS = {"int8": 8, "int4": 4}
 _HEAD = "lm_head.weight"

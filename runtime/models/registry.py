@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from branchwork.runtime.loading.checkpoint import open_checkpoint
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.loading.weights import choose_dtype
 from branchwork.runtime.models import llama, mistral, qwen2, qwen3
 from branchwork.runtime.models.decoder import Decoder, Progress

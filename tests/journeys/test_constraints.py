@@ -245,7 +245,7 @@ def test_a_killed_engine_goes_on_with_a_constrained_answer_where_it_was() -> Non
         pieces = state.text_iter("out")
         got = next(pieces)
         children = psutil.Process(runtime.pid).children(recursive=True)
-        next(child for child in children if "branchwork.runtime.engine" in child.cmdline()).kill()
+        next(child for child in children if "branchwork.runtime.assembly" in child.cmdline()).kill()
         assert got + "".join(pieces) == expected == state["out"]
 
 

@@ -18,8 +18,9 @@ import branchwork.runtime.sapling
 from branchwork.lang.constraint import Choice, Constraint, Free, JsonSchema, Literal, Regex
 from branchwork.lang.constraint import Sequence as InOrder
 from branchwork.runtime import wire
+from branchwork.runtime.assembly import build
 from branchwork.runtime.config import Config
-from branchwork.runtime.engine import Engine, build
+from branchwork.runtime.engine import Engine
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 
 SAPLING = Path(branchwork.runtime.sapling.__file__).parent

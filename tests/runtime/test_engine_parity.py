@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from branchwork.runtime import wire
+from branchwork.runtime.assembly import build
 from branchwork.runtime.config import Config
-from branchwork.runtime.engine import Engine, build
+from branchwork.runtime.engine import Engine
 from tests.checkpoints import VOCAB, checkpoint, reference
 
 NAMES = (

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from branchwork.kernels.reference.quant import Quantized, dequantize
-from branchwork.runtime.loading.checkpoint import open_checkpoint
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.models.registry import load_model
 from tests.checkpoints import edit_config
 from tests.gguf_files import tensors_of

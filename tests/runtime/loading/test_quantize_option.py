@@ -16,8 +16,8 @@ from branchwork.cli import app
 from branchwork.kernels.reference.quant import Quantized
 from branchwork.quantize import write_quantized
 from branchwork.runtime.config import ConfigError, parse
-from branchwork.runtime.loading.checkpoint import open_checkpoint
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.models.decoder import tensors
 from branchwork.runtime.models.registry import load_model, load_spec

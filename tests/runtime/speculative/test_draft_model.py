@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from branchwork.runtime import wire
+from branchwork.runtime.assembly import build
 from branchwork.runtime.config import Config, ConfigError, parse
-from branchwork.runtime.engine import Engine, build
+from branchwork.runtime.engine import Engine
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.plan import Row
 from branchwork.runtime.sapling.grow import DRAFT, export

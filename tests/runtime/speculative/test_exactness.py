@@ -18,8 +18,9 @@ import branchwork.runtime.sapling
 from branchwork.lang.constraint import Choice, Constraint, Free, JsonSchema, Literal, Regex, Tag, Tagged
 from branchwork.lang.constraint import Sequence as InOrder
 from branchwork.runtime import wire
+from branchwork.runtime.assembly import build
 from branchwork.runtime.config import Config, ConfigError, parse
-from branchwork.runtime.engine import Engine, build
+from branchwork.runtime.engine import Engine
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer
 from branchwork.runtime.speculative.draft import NOTHING, Draft
 from tests.runtime.scheduler.test_trees import Planter, tree_of
