@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
-
 from branchwork.runtime import wire
 from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
@@ -127,7 +125,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     device = pick_device(config.device)
     say("loading weights", 0.0)
     aside = ThreadPoolExecutor(1, thread_name_prefix="tokens")
-    reading = aside.submit(_tokens, directory)  # takes as long as small weights
+    reading = aside.submit(_tokens, directory, load_spec(directory).vocab)  # takes as long as small weights
     model = load_model(
         directory,
         dtype=config.dtype,
@@ -136,9 +134,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         progress=lambda part: say("loading weights", part),
     )
     spec = model.spec
-    tokenizer, tokens, ends = reading.result()
+    tokens, ends, vocabulary = reading.result()
     aside.shutdown()
-    tokens = tokens[: spec.vocab]  # ids that the model cannot draw are not its vocabulary
     draft = draft_of(config, directory, tokens, device)
     models = [model] if draft is None else [model, draft]  # the draft's KV lies under the same page numbers
     size = ModelSize(
@@ -154,9 +151,6 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     runner = Runner.build(model, pages=config.pages, page_size=config.page_size, kv=config.kv_dtype)
     threads, why = threads_of(config, runner, hardware.cores)
     notes.append(why)
-    say("preparing constraints", 0.0)
-    vocabulary = Vocabulary.of(tokens, ends, encoder(tokenizer))
-    prepare(vocabulary)  # seconds for a large one; workers start with the first constraint
     compiler = Compiler(vocabulary, limits_of(config))
     scheduler = Scheduler(
         PrefixCache(config.pages, config.page_size),
@@ -174,10 +168,14 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)
 
 
-def _tokens(model: Path) -> tuple[Tokenizer, list[bytes], tuple[int, ...]]:
-    """The tokenizer, its tokens' bytes and the ids that end an answer."""
+def _tokens(model: Path, vocab: int) -> tuple[list[bytes], tuple[int, ...], Vocabulary]:
+    """The tokens' bytes, the ids that end an answer, and the vocabulary ready for constraints, whose workers start with
+    the first one. Ids that the model cannot draw, from `vocab` on, are not its vocabulary."""
     tokenizer = load_tokenizer(model)
-    return tokenizer, token_bytes(model, tokenizer), eos_ids(model, tokenizer)
+    tokens, ends = token_bytes(model, tokenizer)[:vocab], eos_ids(model, tokenizer)
+    vocabulary = Vocabulary.of(tokens, ends, encoder(tokenizer))
+    prepare(vocabulary)  # seconds for a large one
+    return tokens, ends, vocabulary
 
 
 def _ready(config: Config, model: Decoder, kv_bytes: int, threads: int) -> wire.Ready:
@@ -208,6 +206,7 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[])
     arguments = parser.parse_args()
     channel = Channel(arguments.endpoint)
+    gc.disable()  # what is made now stays
     try:
         built = build(
             parse(arguments.option),
@@ -219,8 +218,8 @@ def main() -> None:
     else:
         for note in built.notes:
             print(f"engine: {note}", file=sys.stderr, flush=True)
-        gc.collect()
-        gc.freeze()  # what is here stays: collections between steps need not look at it again
+        gc.freeze()  # collections between steps need not look at what is here
+        gc.enable()
         channel.watch(built.compiled)
         channel.send([built.ready])
         built.engine.run(channel.receive, channel.send)

@@ -122,13 +122,11 @@ class NativeStack:
 
     def _layer(self, layer: LayerParts) -> bytes:
         norms = layer.qk_norm or (None, None)
-        half = self._sizes[2]
-        both, bias = layer.gate_up
         products = (
             self._product(*layer.qkv),
             self._product(*layer.out),
-            self._product(_rows(both, 0, half), None if bias is None else bias[:half]),
-            self._product(_rows(both, half, 2 * half), None if bias is None else bias[half:]),
+            self._product(*layer.gate),
+            self._product(*layer.up),
             self._product(*layer.down),
         )
         return (
@@ -150,14 +148,6 @@ class NativeStack:
         """A weight [N, K] as panels of outputs: see native_product.c."""
         self._held.append(packed := pack(weight, bias))
         return packed.struct
-
-
-def _rows(weight: Tensor | Quantized, first: int, last: int) -> Tensor | Quantized:
-    """Outputs [first, last) of a weight [N, K]: a view."""
-    if isinstance(weight, Tensor):
-        return weight[first:last]
-    offsets = None if weight.offsets is None else weight.offsets[first:last]
-    return weight._replace(values=weight.values[first:last], scales=weight.scales[first:last], offsets=offsets)
 
 
 def _check(dtype: torch.dtype, *pairs: tuple[Tensor, tuple[int, ...]]) -> None:

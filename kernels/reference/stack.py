@@ -28,7 +28,8 @@ class LayerParts(NamedTuple):
     qk_norm: tuple[Tensor, Tensor] | None
     out: Affine  # [C, H D]
     post_norm: Tensor
-    gate_up: Affine  # [2 F, C]: gate first
+    gate: Affine  # [F, C]
+    up: Affine  # [F, C]
     down: Affine  # [C, F]
     window: int
 

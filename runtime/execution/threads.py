@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 ROUNDS = 3
-SECONDS = 0.3  # no further round begins when so many are spent
+SECONDS = 0.1  # no further round begins when so many are spent
+LARGE = 0.005  # seconds: of a model whose step of one token takes longer only such steps are timed, to start sooner
 PATIENCE = 0.2  # seconds: a step of one token that takes longer is not timed again, every core helps such a model
 GAIN = 1.05  # more threads must be faster by this factor: they also cost whoever else wants a core
 
@@ -23,7 +24,7 @@ def pick_threads(
 ) -> tuple[int, str]:
     """The number of threads, in use when this returns, and a line that says what was measured.
 
-    forward(tokens): one step of 1 or `many` tokens. use(threads): for the steps from now on. Counts least the sum of
+    forward(tokens): one step of 1 or `many` tokens. use(threads): for the steps from now on. What counts is the sum of
     both steps' times, each taken relative to its fastest: a token for one reader is worth as much as a prompt.
     """
     counts = candidates(cores)
@@ -37,7 +38,8 @@ def pick_threads(
     seconds = clock() - began
     if seconds > PATIENCE:
         return cores, f"threads: all {cores} cores, as a step of one token takes {seconds:.2f} s"
-    forward(many)  # the first of its size is slow: its memory is new
+    steps = (1, many) if seconds < LARGE else (1,)
+    forward(steps[-1])  # the first of its size is slow: its memory is new
     times: dict[tuple[int, int], float] = {}
     started = clock()
     for _ in range(ROUNDS):
@@ -45,20 +47,22 @@ def pick_threads(
             break
         for count in counts:
             use(count)
-            for tokens in (1, 1, 1, many):
+            for tokens in (1, *steps):
                 began = clock()
                 forward(tokens)
                 times[count, tokens] = min(clock() - began, times.get((count, tokens), float("inf")))
     best = counts[0]
     for count in counts[1:]:
-        if _slowness(times, best, counts, many) > GAIN * _slowness(times, count, counts, many):
+        if _slowness(times, best, counts) > GAIN * _slowness(times, count, counts):
             best = count
     use(best)
     measured = "; ".join(
-        f"{count}: {times[count, 1] * 1e3:.2f} and {times[count, many] * 1e3:.1f} ms" for count in counts
+        f"{count}: " + " and ".join(f"{times[count, tokens] * 1e3:.2f}" for tokens in steps) + " ms" for count in counts
     )
-    return best, f"threads: {best} of {cores} cores, measured for steps of 1 and {many} tokens ({measured})"
+    what = f"steps of 1 and {many} tokens" if len(steps) > 1 else "steps of one token"
+    return best, f"threads: {best} of {cores} cores, measured for {what} ({measured})"
 
 
-def _slowness(times: dict[tuple[int, int], float], count: int, counts: list[int], many: int) -> float:
-    return sum(times[count, tokens] / min(times[other, tokens] for other in counts) for tokens in (1, many))
+def _slowness(times: dict[tuple[int, int], float], count: int, counts: list[int]) -> float:
+    steps = {tokens for _, tokens in times}
+    return sum(times[count, tokens] / min(times[other, tokens] for other in counts) for tokens in steps)

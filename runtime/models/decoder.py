@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -46,7 +46,7 @@ class Layer:
             window=parts.window,
         )
         self.post_norm = parts.post_norm
-        self.mlp = Mlp(Linear(*parts.gate_up, dtype), Linear(*parts.down, dtype))
+        self.mlp = Mlp(Linear(*_joined(parts.gate, parts.up), dtype), Linear(*parts.down, dtype))
 
 
 class Decoder:
@@ -210,11 +210,7 @@ class _Reader:
     def matrix(self, *names: str) -> Tensor | Quantized:
         """One matrix or several below each other; floats if any of them is, and on devices without integer kernels."""
         parts = [self._told(name, self._checkpoint.matrix(name, self._dtype, self._device)) for name in names]
-        kept = [part for part in parts if isinstance(part, Quantized)]
-        if kept and len(kept) == len(parts) and self._device.type == "cpu":
-            return kept[0] if len(kept) == 1 else cat(kept)
-        floats = [part if isinstance(part, Tensor) else dequantize(part, self._dtype) for part in parts]
-        return floats[0] if len(floats) == 1 else torch.cat(floats)
+        return _below(parts, self._dtype, self._device.type == "cpu")
 
     def affine(self, at: str, bias: bool, *names: str) -> kernels.Affine:
         weight = self.matrix(*(f"{at}{name}.weight" for name in names))
@@ -237,7 +233,24 @@ def _layer(spec: ModelSpec, reader: _Reader, i: int) -> kernels.LayerParts:
         qk_norm=(reader.read(f"{inner}q_norm.weight"), reader.read(f"{inner}k_norm.weight")) if a.qk_norm else None,
         out=reader.affine(inner, a.out_bias, "o_proj"),
         post_norm=reader.read(f"{at}post_attention_layernorm.weight"),
-        gate_up=reader.affine(mlp, spec.mlp_bias, "gate_proj", "up_proj"),
+        gate=reader.affine(mlp, spec.mlp_bias, "gate_proj"),
+        up=reader.affine(mlp, spec.mlp_bias, "up_proj"),
         down=reader.affine(mlp, spec.mlp_bias, "down_proj"),
         window=a.windows[i],
     )
+
+
+def _below(parts: Sequence[Tensor | Quantized], dtype: torch.dtype, integers: bool) -> Tensor | Quantized:
+    """Matrices below each other; floats of this dtype if any of them is, or without `integers`."""
+    kept = [part for part in parts if isinstance(part, Quantized)]
+    if kept and len(kept) == len(parts) and integers:
+        return kept[0] if len(kept) == 1 else cat(kept)
+    floats = [part if isinstance(part, Tensor) else dequantize(part, dtype) for part in parts]
+    return floats[0] if len(floats) == 1 else torch.cat(floats)
+
+
+def _joined(one: kernels.Affine, other: kernels.Affine) -> kernels.Affine:
+    """Two products of the same inputs as one."""
+    dtype = next((part.dtype for part in (one.weight, other.weight) if isinstance(part, Tensor)), torch.float32)
+    weight = _below((one.weight, other.weight), dtype, True)
+    return kernels.Affine(weight, None if one.bias is None or other.bias is None else torch.cat((one.bias, other.bias)))
