@@ -64,12 +64,13 @@ def test_measuring_ends_when_its_time_is_spent() -> None:
     slow = Machine({(1, 1): 0.1, (2, 1): 0.1, (1, 64): 0.5, (2, 64): 0.5})
     quick.picked(2)
     slow.picked(2)
-    assert quick.steps == 3 + 3 * 8 and slow.steps == 3 + 8
+    assert quick.steps == 3 + 3 * 6 and slow.steps == 3 + 4
 
 
 def test_the_note_says_what_was_measured() -> None:
-    note = Machine({(1, 1): 0.035, (2, 1): 0.03, (1, 64): 0.3, (2, 64): 0.16}).picked(2)[1]
-    assert (
-        note
-        == "threads: 2 of 2 cores, measured for steps of 1 and 64 tokens (1: 35.00 and 300.0 ms; 2: 30.00 and 160.0 ms)"
+    small = Machine({(1, 1): 1e-4, (2, 1): 1.2e-4, (1, 64): 4e-3, (2, 64): 3.8e-3}).picked(2)[1]
+    assert small == (
+        "threads: 1 of 2 cores, measured for steps of 1 and 64 tokens (1: 0.10 and 4.00 ms; 2: 0.12 and 3.80 ms)"
     )
+    large = Machine({(1, 1): 0.035, (2, 1): 0.03, (1, 64): 0.3, (2, 64): 0.16}).picked(2)[1]
+    assert large == "threads: 2 of 2 cores, measured for steps of one token (1: 35.00 ms; 2: 30.00 ms)"
