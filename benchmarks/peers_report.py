@@ -93,13 +93,19 @@ class Report:
     """Everything measured in one run, and what has to be said beside it."""
 
     def __init__(self, model: str, threads: int, rounds: int) -> None:
-        self.title = f"{model}, {threads} threads each, medians of {rounds}"
+        self._about = f"{model}, {threads} threads each"
         self.settings: dict[str, Any] = {"model": model, "threads": threads, "rounds": rounds}
         self.versions: list[str] = []
         self.shares: list[str] = []
         self._cells: dict[tuple[str, str], Cell] = {}
         self._starts: dict[str, dict[str, float]] = {}
         self._notes: list[str] = []
+
+    @property
+    def title(self) -> str:
+        """What was run, and how many rounds of it there were time for."""
+        rounds = max((len(seconds) for cell in self._cells.values() for seconds in cell.seconds.values()), default=0)
+        return f"{self._about}, {'one round' if rounds == 1 else f'medians of {rounds} rounds'}"
 
     def note(self, line: str) -> None:
         if line not in self._notes:
