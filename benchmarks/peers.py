@@ -9,6 +9,7 @@ Usage: python benchmarks/peers.py [--quick] [--model random-450m|sapling|DIRECTO
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
@@ -212,7 +213,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--chart", type=Path, metavar="FILE.png")
     parser.add_argument("--count", dest="counts", type=_count, action="append", metavar="NAME=N", help="for trials")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.chart and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--chart needs matplotlib: pip install matplotlib")  # now, and not after a quarter of an hour
+    return given
 
 
 def _some(known: Iterable[str]) -> Callable[[str], list[str]]:
