@@ -46,7 +46,7 @@ class Counts(NamedTuple):
 
 
 FULL = Counts()
-QUICK = Counts(each=32, shots=12, tasks=1, turns=4, steps=2, essays=2, items=6)
+QUICK = Counts(each=32, shots=12, tasks=1, chats=6, turns=3, agents=5, steps=2, essays=2, items=6)
 
 
 class Workload(NamedTuple):
