@@ -82,7 +82,10 @@ def compiled(name: str, target: str) -> Compiled:
 
 
 def compile_all(names: list[str], targets: list[str], jobs: int = 2) -> Iterator[Compiled]:
-    """Every specimen named for every target, as they finish, in `jobs` processes."""
+    """Every specimen named for every target, as they finish, in `jobs` processes; one job is done here."""
+    if jobs == 1:
+        yield from (compiled(name, target) for target in targets for name in names)
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         # chip by chip, so that a process need not switch code generators for each kernel

@@ -129,8 +129,13 @@ def pools(dtype: torch.dtype, kv_heads: int, size: int, dim: int, slots_first: b
     return [pool.transpose(1, 2) for pool in made] if slots_first else made
 
 
-@pytest.mark.parametrize("slots_first", [False, True])
-@pytest.mark.parametrize("size", [1, 4, 16, 64])
+def soak(*values: object) -> object:
+    """A case of the longer runs."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize("slots_first", [False, soak(True)])
+@pytest.mark.parametrize("size", [1, soak(4), 16, soak(64)])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
 def test_keys_and_values_land_in_their_slots_and_nowhere_else(dtype: torch.dtype, size: int, slots_first: bool) -> None:
     given = torch.bfloat16 if dtype == torch.int8 else dtype

@@ -16,6 +16,11 @@ CLOSE = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 7e-4}
 DTYPES = list(CLOSE)
 
 
+def soak(*values: object) -> object:
+    """A case of the longer runs."""
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
@@ -32,7 +37,7 @@ def assert_product(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("offsets", [False, True])
-@pytest.mark.parametrize("bits, group", [(8, 32), (8, 96), (8, 192), (4, 32), (4, 64)])
+@pytest.mark.parametrize("bits, group", [(8, 32), soak(8, 96), soak(8, 192), soak(4, 32), (4, 64)])
 def test_integer_weights_are_never_rounded(bits: int, group: int, offsets: bool, rows: int) -> None:
     weight = plain.quantize(torch.randn(70, 192), bits, group, offsets)
     for dtype in DTYPES if rows == 5 else DTYPES[1:2]:
@@ -43,7 +48,7 @@ def test_integer_weights_are_never_rounded(bits: int, group: int, offsets: bool,
 
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize(
-    "block, inputs", [(None, 100), (None, 128), ((32, 64), 128), ((128, 128), 256), ((32, 64), 160)]
+    "block, inputs", [(None, 100), soak(None, 128), soak((32, 64), 128), soak((128, 128), 256), ((32, 64), 160)]
 )
 def test_e4m3_weights_are_read_exactly(block: tuple[int, int] | None, inputs: int, rows: int) -> None:
     weight = float8.quantize(torch.randn(70, inputs), block)

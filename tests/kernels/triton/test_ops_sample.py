@@ -44,8 +44,13 @@ def mixed(random: np.random.Generator, count: int) -> Draws:
     )
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0, 20.0])
-@pytest.mark.parametrize("vocab", [1, 33, 1000])
+def soak(value: float) -> object:
+    """A case of the longer runs."""
+    return pytest.param(value, marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize("spread", [soak(0.0), 1.0, soak(5.0), 20.0])
+@pytest.mark.parametrize("vocab", [1, 33, soak(1000), soak(40000)])
 def test_every_filter_and_their_mixtures_draw_what_the_definition_draws(vocab: int, spread: float) -> None:
     random = np.random.default_rng(vocab)
     count = 8
@@ -62,7 +67,7 @@ def short_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "CAPACITY", 64)
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.01, 0.5, 3.0, 12.0])
+@pytest.mark.parametrize("spread", [soak(0.0), soak(0.01), 0.5, soak(3.0), soak(12.0)])
 def test_rows_whose_likely_tokens_overflow_the_list_are_searched_whole(spread: float, short_list: None) -> None:
     random = np.random.default_rng(5)
     x = torch.from_numpy(random.normal(size=(5, 400)).astype(single) * single(spread))
