@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from branchwork.kernels.reference.kv import ROW_TAIL
+from branchwork.kernels.table import chip
 from branchwork.kernels.triton import attention_kernels, attention_plan
 from branchwork.kernels.triton.attention_plan import Plan, Policy, Shape
 from branchwork.kernels.triton.language import available, power_of_2, why
-from branchwork.kernels.triton.tuning_attention import heights, launch
+from branchwork.kernels.triton.tuning import launch
+from branchwork.kernels.triton.tuning_attention import heights
 
-__all__ = ["Placed", "attend", "available", "chip", "paged_attention", "place", "shape_of", "tree_attention", "why"]
+__all__ = ["Placed", "attend", "available", "paged_attention", "place", "shape_of", "tree_attention", "why"]
 
 LOG2_E = 1.4426950408889634
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -132,7 +134,7 @@ def attend(
             page_table.stride(0), window,
             KVH=kv_heads, G=heads // kv_heads, D=dim, DP=padded, PAGE=size, KV=kind, HEIGHT=height,
             WINDOWED=window > 0, CAPPED=softcap > 0, TREE=ancestors is not None,
-            **launch("attend", here, f"{height}x{_head_bytes(q)}"),
+            **launch("attend", here, f"{height}x{_width(q)}"),
         )  # fmt: skip
     if len(placed.merged):
         row = launch("merge", here)
@@ -146,7 +148,7 @@ def shape_of(q: Tensor, k_pool: Tensor, window: int) -> Shape:
     """What `attention_plan.plan` must know of a call."""
     kv_heads, size = k_pool.shape[1:3]
     units = 8 if q.device.type == "cpu" else torch.cuda.get_device_properties(q.device).multi_processor_count
-    return Shape(size, q.shape[1] // kv_heads, kv_heads, heights(_head_bytes(q)), units, window)
+    return Shape(size, q.shape[1] // kv_heads, kv_heads, heights(_width(q)), units, window)
 
 
 @dataclass(slots=True)
@@ -204,7 +206,7 @@ def _check(q: Tensor, k_pool: Tensor, v_pool: Tensor, page_table: Tensor, cu_row
         )
     heads, dim = q.shape[1:]
     row = dim + ROW_TAIL * (held == torch.int8)
-    if k_pool.shape[3] != row or heads % k_pool.shape[1] or v_pool.shape != k_pool.shape or _head_bytes(q) > 1024:
+    if k_pool.shape[3] != row or heads % k_pool.shape[1] or v_pool.shape != k_pool.shape or dim > 256:
         raise ValueError(f"q {tuple(q.shape)} does not fit pools {tuple(k_pool.shape)} and {tuple(v_pool.shape)}")
     if held == torch.int8 and dim % 4:
         raise ValueError(f"int8 pools need a head dimension that 4 divides, got {dim}")
@@ -247,14 +249,6 @@ def _padded(dim: int) -> int:
     return max(16, power_of_2(dim))
 
 
-def _head_bytes(q: Tensor) -> int:
-    """Bytes of a padded head vector, at least 256: the key of the tuning table."""
-    return max(256, _padded(q.shape[2]) * q.element_size())
-
-
-def chip(device: torch.device) -> str:
-    """The device's name in the tuning table."""
-    if device.type == "cpu":
-        return "default"
-    facts = torch.cuda.get_device_properties(device)
-    return str(facts.gcnArchName).split(":")[0] if torch.version.hip else f"sm_{facts.major}{facts.minor}"
+def _width(q: Tensor) -> str:
+    """The tuning table's name for q's head vectors."""
+    return f"{max(128, _padded(q.shape[2]))}{'f' if q.dtype == torch.float32 else ''}"
