@@ -1,1 +1,0 @@
-"""Implementations for NVIDIA and AMD GPUs, one Triton source for both."""
