@@ -118,5 +118,18 @@ def kind(device_type: str) -> str:
     return "rocm" if torch.version.hip else "cuda"
 
 
+@cache
+def chip(device: Any) -> str:
+    """Name of a torch device's chip as tables of launch parameters spell it: "sm_90", "gfx942"; "default" for no GPU."""
+    if device.type != "cuda":
+        return "default"
+    import torch
+
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(device).gcnArchName.split(":")[0])
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def _module(entry: Entry) -> Any:
     return importlib.import_module(f"branchwork.kernels.{entry.module}")
