@@ -191,8 +191,8 @@ def _planned(
         _memory = memory
     key = (shape_of(q, k_pool, window), policy)
     if key not in memory.plans:
-        hosted = [table.cpu().numpy() for table in tables]
-        made = attention_plan.plan(*hosted[:3], *key, hosted[3] if ancestors is not None else None)
+        table, cuts, length, *words = (table.cpu().numpy() for table in tables)
+        made = attention_plan.plan(table, cuts, length, *key, *words)
         memory.plans[key] = place(made, q.device)
     return attend(q, k_pool, v_pool, page_table, memory.plans[key], scale, window, softcap, ancestors)
 
@@ -208,8 +208,10 @@ def _check(q: Tensor, k_pool: Tensor, v_pool: Tensor, page_table: Tensor, cu_row
     row = dim + ROW_TAIL * (held == torch.int8)
     if k_pool.shape[3] != row or heads % k_pool.shape[1] or v_pool.shape != k_pool.shape or dim > 256:
         raise ValueError(f"q {tuple(q.shape)} does not fit pools {tuple(k_pool.shape)} and {tuple(v_pool.shape)}")
-    if held == torch.int8 and dim % 4:
-        raise ValueError(f"int8 pools need a head dimension that 4 divides, got {dim}")
+    if held == torch.int8 and any(step % 8 for step in (dim, *k_pool.stride()[:3])):
+        raise ValueError(
+            f"8 must divide the head dimension and the strides of int8 pools, got {dim}, {k_pool.stride()}"
+        )
     if q.stride(2) != 1 or k_pool.stride(3) != 1 or k_pool.stride() != v_pool.stride():
         raise ValueError(
             "the last dimension of q and of the pools must be contiguous, and the pools have the same strides"
@@ -228,8 +230,8 @@ def _pools(q: Tensor, k_pool: Tensor, v_pool: Tensor) -> tuple[int, Tensor, Tens
     """What the pools hold, the pools as the kernel reads them, and views [P, KVH, S, 1] of an int8 pool's scales."""
     if k_pool.dtype == torch.int8:
         at = q.shape[2] // 4
-        scales = (pool.view(torch.float32)[..., at : at + 1] for pool in (k_pool, v_pool))
-        return attention_kernels.INT8, k_pool, v_pool, *scales
+        key_scales, value_scales = (pool.view(torch.float32)[..., at : at + 1] for pool in (k_pool, v_pool))
+        return attention_kernels.INT8, k_pool, v_pool, key_scales, value_scales
     if k_pool.dtype in _BYTES:
         return attention_kernels.FP8, k_pool.view(torch.uint8), v_pool.view(torch.uint8), None, None
     return attention_kernels.PLAIN, k_pool, v_pool, None, None

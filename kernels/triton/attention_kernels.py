@@ -71,6 +71,8 @@ def _sweep(
             page = tl.load(pages + position // PAGE).to(tl.int64)
             here = (column < D)[None, :]
         offset = page * page_step + (position % PAGE).to(tl.int64) * slot_step
+        if KV == 1:  # rows of D + 8 bytes: what the strides of 16-bit pools say by themselves
+            offset = tl.multiple_of(offset, 8)
         if MASKED or DP != D:
             k = tl.load(keys + offset[:, None] + column[None, :], mask=here, other=0)
             v = tl.load(values + offset[:, None] + column[None, :], mask=here, other=0)

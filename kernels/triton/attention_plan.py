@@ -145,11 +145,11 @@ def _spans(
 ) -> tuple[Ints, _Spans]:
     """Rows in an order where those with common pages stand side by side, and what they read: in common, then alone."""
     if policy.share_from >= NEVER or np.count_nonzero(usable) < 2:
-        rows, shared, own = np.arange(len(counts)), [], np.zeros(len(counts), np.int64)
+        rows, segments, own = np.arange(len(counts)), np.empty((0, 4), np.int64), np.zeros(len(counts), np.int64)
     else:
-        rows, shared, own = shared_segments(page_table, usable, counts, shape, policy.share_from)
+        rows, segments, own = shared_segments(page_table, usable, counts, shape, policy.share_from)
     begin = np.concatenate(([0], np.cumsum(counts[rows])))
-    first, last, low, high = np.array(shared, np.int64).reshape(-1, 4).T
+    first, last, low, high = segments.T
     alone = np.flatnonzero(counts[rows])
     return rows, _Spans(
         np.concatenate((rows[first], rows[alone])),
@@ -162,10 +162,10 @@ def _spans(
 
 def shared_segments(
     page_table: Words, usable: Ints, counts: Ints, shape: Shape, share_from: int
-) -> tuple[Ints, list[tuple[int, int, int, int]], Ints]:
-    """(rows sorted by their pages, segments, own): segment (i, j, low, high) says that the sorted rows i .. j - 1 read
-    pages low .. high - 1 together; own [R] is the first page that a row reads alone. usable [R]: its whole pages before
-    the step's tokens.
+) -> tuple[Ints, Ints, Ints]:
+    """(rows sorted by their pages, segments [n, 4], own): a segment (i, j, low, high) says that the sorted rows
+    i .. j - 1 read pages low .. high - 1 together; own [R] is the first page that a row reads alone. usable [R]: a row's whole
+    pages before the step's tokens.
 
     The segments are the inner nodes of the tree of common prefixes, where the positions not read again outweigh the
     parts to merge; a node that does not pay leaves its pages to its children.
@@ -193,7 +193,7 @@ def shared_segments(
             low = high
         cuts = [i, *(i + 1 + np.flatnonzero(common[i : j - 1] == high)).tolist(), j]
         nodes.extend((a, b, low) for a, b in pairwise(cuts))
-    return rows, segments, own
+    return rows, np.array(segments, np.int64).reshape(-1, 4), own
 
 
 def _tiles(spans: _Spans, order: Ints, at: Ints, place: Ints, start: Ints, shape: Shape, tree: bool) -> dict[str, Ints]:

@@ -1,4 +1,4 @@
-"""What of the attention kernels is compiled ahead of time: the shapes of common models, every flag, every height of tile.
+"""What of the attention kernels is compiled ahead of time: common shapes, every flag, every height of tile.
 
 Knows: the kernels' arguments. Must not know: how anything is compiled.
 """
@@ -8,30 +8,40 @@ from __future__ import annotations
 from branchwork.kernels.triton.attention_kernels import FP8, INT8, PLAIN, attend, merge
 from branchwork.kernels.triton.tuning import Specimen
 
-_STEPS = (
-    *("q_token_step", "q_head_step", "out_token_step", "page_step", "head_step", "slot_step"),
-    *("scale_page_step", "scale_head_step", "scale_slot_step"),
-)
-_INTS = ("page_table", "tiles", "order", "at_base", "words")
 _POOLS = {PLAIN: "", INT8: "*i8", FP8: "*u8"}
 
 
-def _attend(name: str, height: int, dim: int, group: int, kind: int = PLAIN, q: str = "bf16", **flags: bool) -> Specimen:
+def _attend(
+    name: str, height: int, dim: int, group: int, kind: int = PLAIN, q: str = "bf16", **flags: bool
+) -> Specimen:
     """One launch of `attend`: 8 key heads, pages of 16."""
     padded = 1 << (dim - 1).bit_length()
     held = _POOLS[kind] or f"*{q}"
-    # rows of int8 are D + 8 bytes, their scales D / 4 + 2 floats: strides and the scales' start that 16 does not divide
-    step = "i32" if kind == INT8 else "i32:16"
+    slot = "i32" if kind == INT8 else "i32:16"  # rows of D + 8 bytes
     signature = {
-        **{"q_base": f"*{q}:16", "k_pool": f"{held}:16", "v_pool": f"{held}:16", "out_base": f"*{q}:16"},
-        **dict.fromkeys(("parts", "parts_top"), "*fp32:16"),
-        **dict.fromkeys(("key_scales", "value_scales"), "*fp32" if kind == INT8 else "*fp32:16"),
-        **dict.fromkeys(_INTS, "*i32:16"),
-        **{"scale": "fp32", "cap": "fp32", "window": "i32", "table_step": "i32"},
-        **{step_name: step if "slot" in step_name or "scale" in step_name else "i32:16" for step_name in _STEPS},
+        "q_base": f"*{q}",
+        "k_pool": held,
+        "v_pool": held,
+        "out_base": f"*{q}",
+        **dict.fromkeys(("parts", "parts_top", "key_scales", "value_scales"), "*fp32"),
+        **dict.fromkeys(("page_table", "tiles", "order", "at_base", "words"), "*i32"),
+        "scale": "fp32",
+        "cap": "fp32",
+        "window": "i32",
+        "table_step": "i32",
+        **dict.fromkeys(("q_token_step", "q_head_step", "out_token_step"), "i32:16"),
+        **dict.fromkeys(("page_step", "head_step", "scale_page_step", "scale_head_step"), "i32:16"),
+        "slot_step": slot,
+        "scale_slot_step": slot,
     }
     constexprs = {
-        **{"KVH": 8, "G": group, "D": dim, "DP": padded, "PAGE": 16, "KV": kind, "HEIGHT": height},
+        "KVH": 8,
+        "G": group,
+        "D": dim,
+        "DP": padded,
+        "PAGE": 16,
+        "KV": kind,
+        "HEIGHT": height,
         **{flag: flags.get(flag.lower(), False) for flag in ("WINDOWED", "CAPPED", "TREE")},
     }
     key = f"{height}x{max(128, padded)}{'f' if q == 'fp32' else ''}"
@@ -39,9 +49,10 @@ def _attend(name: str, height: int, dim: int, group: int, kind: int = PLAIN, q: 
 
 
 _MERGE = {
-    **dict.fromkeys(("parts", "parts_top"), "*fp32:16"),
-    **dict.fromkeys(("tokens", "cuts", "slots"), "*i32:16"),
-    **{"out_base": "*bf16:16", "out_token_step": "i32:16"},
+    **dict.fromkeys(("parts", "parts_top"), "*fp32"),
+    **dict.fromkeys(("tokens", "cuts", "slots"), "*i32"),
+    "out_base": "*bf16",
+    "out_token_step": "i32:16",
 }
 
 SPECIMENS = [
@@ -60,8 +71,8 @@ SPECIMENS = [
     _attend("shared", 64, 128, 4),
     _attend("shared e4m3", 64, 128, 4, FP8),
     _attend("shared", 64, 256, 2),
-    _attend("shared", 64, 128, 4, q="fp32"),
-    _attend("shared", 64, 256, 4, q="fp32"),
+    _attend("shared", 32, 128, 4, q="fp32"),
+    _attend("shared", 32, 256, 4, q="fp32"),
     _attend("extend", 128, 128, 4),
     _attend("extend", 128, 64, 7),
     _attend("extend capped", 128, 128, 2, capped=True),

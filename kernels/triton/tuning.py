@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from branchwork.kernels.triton.tuning_attention import ATTENTION
+
 CHIPS = ("sm_80", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx950", "gfx1100")
 
 
@@ -30,6 +32,7 @@ Row = dict[str, int]
 
 # "default" is a whole row; a chip's row holds what differs. default must fit the smallest chips: 64 KiB of shared memory.
 TABLE: dict[str, dict[str, Row]] = {
+    **ATTENTION,
     "norm.narrow": {"default": {"TILE": 1024, "num_warps": 4}},
     "norm.wide": {"default": {"TILE": 1024, "num_warps": 8}},
     "gate": {"default": {"BLOCK": 1024, "num_warps": 4}},

@@ -16,15 +16,26 @@ def _row(block: int, warps: int, stages: int) -> Row:
 
 
 ATTENTION: dict[str, dict[str, Row]] = {
-    "attend.16x128": {"default": _row(64, 4, 2)},
-    "attend.64x128": {"default": _row(64, 8, 2)},
-    "attend.128x128": {"default": _row(64, 8, 2)},
-    "attend.16x256": {"default": _row(32, 4, 1)},
-    "attend.64x256": {"default": _row(32, 8, 1)},
-    "attend.16x128f": {"default": _row(32, 4, 1)},
-    "attend.64x128f": {"default": _row(16, 8, 1)},
-    "attend.16x256f": {"default": _row(16, 4, 1)},
-    "attend.64x256f": {"default": _row(16, 8, 1)},
+    "attend.16x128": {
+        "default": _row(64, 4, 2),
+        "sm_80": _row(64, 4, 3),
+        "sm_90": _row(64, 4, 3),
+        "sm_100": _row(64, 4, 3),
+        "gfx1100": _row(16, 8, 1),
+    },
+    "attend.64x128": {"default": _row(64, 8, 2), "gfx1100": _row(16, 8, 1)},
+    "attend.128x128": {
+        "default": _row(64, 8, 2),
+        "gfx90a": _row(32, 8, 1),
+        "gfx942": _row(32, 8, 1),
+        "gfx1100": _row(16, 16, 1),
+    },
+    "attend.16x256": {"default": _row(32, 4, 1), "gfx1100": _row(16, 8, 1)},
+    "attend.64x256": {"default": _row(32, 8, 1), "sm_100": _row(32, 4, 1), "gfx1100": _row(16, 16, 1)},
+    "attend.16x128f": {"default": _row(32, 8, 1), "gfx1100": _row(16, 16, 1)},
+    "attend.32x128f": {"default": _row(16, 8, 1), "gfx1100": _row(16, 16, 1)},
+    "attend.16x256f": {"default": _row(16, 8, 1)},
+    "attend.32x256f": {"default": _row(16, 8, 1)},
     "merge": {"default": {"HEADS": 8, "num_warps": 4, "num_stages": 1}},
 }
 

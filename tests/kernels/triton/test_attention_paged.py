@@ -96,7 +96,7 @@ def test_more_sharers_than_a_tile_holds_equal_the_definition() -> None:
 
 @pytest.mark.parametrize("softcap", [0.5, 30.0])
 def test_a_softcap_bounds_the_scores(softcap: float) -> None:
-    inputs = case(ROWS)
+    inputs = case(ROWS[:5])
     check(replace(inputs, q=inputs.q * 40), 0, softcap, slack=10)
 
 
