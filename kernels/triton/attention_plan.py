@@ -163,9 +163,10 @@ def _spans(
 def shared_segments(
     page_table: Words, usable: Ints, counts: Ints, shape: Shape, share_from: int
 ) -> tuple[Ints, Ints, Ints]:
-    """(rows sorted by their pages, segments [n, 4], own): a segment (i, j, low, high) says that the sorted rows
-    i .. j - 1 read pages low .. high - 1 together; own [R] is the first page that a row reads alone. usable [R]: a row's whole
-    pages before the step's tokens.
+    """(rows sorted by their pages, segments [n, 4], own).
+
+    A segment (i, j, low, high) says that the sorted rows i .. j - 1 read pages low .. high - 1 together; own [R] is the
+    first page that a row reads alone. usable [R]: a row's whole pages before the step's tokens.
 
     The segments are the inner nodes of the tree of common prefixes, where the positions not read again outweigh the
     parts to merge; a node that does not pay leaves its pages to its children.
