@@ -125,15 +125,14 @@ def _resources(specimen: Specimen, target: str, row: dict[str, Any]) -> tuple[in
 
 def _nvidia(ptx: str, arch: int) -> tuple[int, int]:
     """What ptxas says of the assembly: registers, and bytes spilled (or local arrays, which are as slow)."""
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.ptx")
         file.write_text(ptx, encoding="utf-8")
         done = subprocess.run(
             [
-                tools / ("ptxas-blackwell" if arch >= 100 else "ptxas"),
+                get_ptxas(arch).path,
                 "-v",
                 f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}",
                 file,

@@ -37,9 +37,9 @@ def write_rows(pool, first, second, live, half, pool_h, pool_d, head, KIND: tl.c
     if KIND == "int8":
         top = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
         wrong = tl.sum(first - first, axis=1) + tl.sum(second - second, axis=1)  # NaN where anything is not finite
-        scale = tl.div_rn(top, 127.0 + 0.0 * top) + wrong
+        scale = tl.div_rn(top, 127.0) + wrong
         finite = (wrong == 0.0)[:, None]
-        divisor = tl.where(scale > 0, scale, 1.0)[:, None] + 0.0 * first
+        divisor = tl.where(scale > 0, scale, 1.0)[:, None]
         tl.store(at, integers(first, divisor, finite), mask=inside)
         tl.store(at + half * pool_d, integers(second, divisor, finite), mask=inside)
         tail = tl.arange(0, 8)

@@ -41,7 +41,13 @@ TABLE: dict[str, dict[str, Row]] = {
     "store": {"default": {"HEADS": 8, "num_warps": 4}},
     "mask": {"default": {"BLOCK": 4096, "num_warps": 8}},
     "penalise": {"default": {"BLOCK": 256, "num_warps": 4}},
-    "sample.head": {"default": {"TILE": 4096, "num_warps": 8}},
+    "sample.head": {
+        "default": {"TILE": 4096, "num_warps": 8},
+        "sm_80": {"num_warps": 16},
+        "sm_90": {"num_warps": 16},
+        "sm_100": {"num_warps": 16},
+        "gfx1100": {"num_warps": 16},
+    },
     "sample.draw": {"default": {"TILE": 256, "num_warps": 4}},
     # few rows: narrow tiles and K split over programs, so that every unit reads weights
     "quantized.few": {
