@@ -189,7 +189,7 @@ def _store(
 
 def _signature(element: str) -> dict[str, str]:
     names = store_kernel.arg_names if available else []
-    pointers = {name: "*bf16" for name in ("q", "k", "v", "q_out")} | {"cos": "*fp32", "sin": "*fp32"}
+    pointers = dict.fromkeys(("q", "k", "v", "q_out"), "*bf16") | {"cos": "*fp32", "sin": "*fp32"}
     pointers |= {"k_pool": element, "v_pool": element, "slots": "*i64"}
     odd = {"heads": "i32", "kv_heads": "i32", "size": "i32"}
     constexprs = {"TURN", "KIND", "HEADS", "HALF", "k_pool_d", "v_pool_d"}

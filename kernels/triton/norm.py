@@ -103,7 +103,7 @@ def _launch(
     )
 
 
-_SIGNATURE = {name: "*bf16" for name in ("x", "residual", "weight", "out", "total")} | {
+_SIGNATURE = dict.fromkeys(("x", "residual", "weight", "out", "total"), "*bf16") | {
     "count": "i32",
     "heads": "i32",
     "x_t": "i32:16",
@@ -113,7 +113,9 @@ _SIGNATURE = {name: "*bf16" for name in ("x", "residual", "weight", "out", "tota
     "eps": "fp32",
 }
 SPECIMENS = [
-    Specimen("rms_norm heads of 128", norm_kernel, _SIGNATURE, {"ADD": False, "ROWS": 8, "COLS": 128}, ("norm", "narrow")),
+    Specimen(
+        "rms_norm heads of 128", norm_kernel, _SIGNATURE, {"ADD": False, "ROWS": 8, "COLS": 128}, ("norm", "narrow")
+    ),
     Specimen("add_rms_norm 4096", norm_kernel, _SIGNATURE, {"ADD": True, "ROWS": 1, "COLS": 4096}, ("norm", "wide")),
     Specimen("add_rms_norm 8192", norm_kernel, _SIGNATURE, {"ADD": True, "ROWS": 1, "COLS": 8192}, ("norm", "wide")),
 ]

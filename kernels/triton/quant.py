@@ -110,7 +110,7 @@ def sum_splits_kernel(parts, bias, out, size, outputs, BIAS: tl.constexpr, SPLIT
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = at < size
     total = tl.zeros([BLOCK], tl.float32)
-    for split in range(0, SPLITS):
+    for split in range(SPLITS):
         total += tl.load(parts + split * size + at, mask=live, other=0.0)
     if BIAS:
         total += tl.load(bias + at % outputs, mask=live, other=0.0).to(tl.float32)
@@ -141,7 +141,7 @@ def linear(x: Tensor, weight: Quantized | Float8, bias: Tensor | None) -> Tensor
         values, offsets, kind = weight.values, weight.offsets, f"int{weight.bits}"
         tall, group = 1, weight.group
     name = chip(x.device)
-    row = launch("quantized", name, "few" if rows <= FEW else "many")
+    row = launch("int4" if kind == "int4" else "bytes", name, "few" if rows <= FEW else "many")
     row["BLOCK_K"] = _step(row["BLOCK_K"], inputs, group)
     splits = row["SPLITS"] = min(row["SPLITS"], blocks(inputs, row["BLOCK_K"]))
     parts = out if splits == 1 else torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
@@ -196,7 +196,7 @@ SPECIMENS = [
         product_kernel,
         _signature(values, scales) | {"out": "*fp32" if key == "few" else "*bf16"},
         {"KIND": kind, "OFFSETS": offsets, "BIAS": False, "WHOLE": True},
-        ("quantized", key),
+        ("int4" if kind == "int4" else "bytes", key),
     )
     for kind, values, scales, offsets in _KINDS
     for key in ("few", "many")

@@ -103,7 +103,7 @@ SPECIMENS = [
         rope_kernel,
         {"q": "*bf16", "k": "*bf16", "cos": "*fp32", "sin": "*fp32", "q_out": "*bf16", "k_out": "*bf16"}
         | {"heads": "i32:16", "kv_heads": "i32"}
-        | {name: "i32:16" for name in ("q_t", "q_h", "k_t", "k_h", "angle_t", "half")},
+        | dict.fromkeys(("q_t", "q_h", "k_t", "k_h", "angle_t", "half"), "i32:16"),
         {"HALF": 64},
         ("rope", ""),
     )

@@ -16,7 +16,9 @@ from branchwork.kernels.triton.language import jit, tl
 from branchwork.kernels.triton.mask import bits
 
 CAPACITY = 4096  # tokens of a head's list
-SUMMARY = 5  # floats a row: maximum, weight of all tokens, of the head, and a bound on others'; tokens of the head or -1
+SUMMARY = (
+    5  # floats a row: maximum, weight of all tokens, of the head, and a bound on others'; tokens of the head or -1
+)
 _STEP = tl.constexpr(2.0) if tl else 2.0  # heads end a multiple of this many temperatures below the maximum,
 _LAST = tl.constexpr(15) if tl else 15  # at most at this one: what is further down weighs less than e**-30 of the first
 _LOWEST = tl.constexpr(-(2**31)) if tl else 0
@@ -147,7 +149,7 @@ def passed(
     """The highest logit (as `ordered`) down to which the weight (with COUNT: the number) of tokens reaches `goal`."""
     digit = tl.arange(0, 16)
     base = tl.full([1], _LOWEST, tl.int32)
-    for turn in range(0, 8):
+    for turn in range(8):
         shift = 28 - 4 * turn
         step = base + (digit << shift)
         sums = tl.zeros([16], tl.float32)

@@ -9,7 +9,6 @@ from torch import Tensor
 from branchwork.kernels.reference import activation as plain_activation
 from branchwork.kernels.reference import kv as plain_kv
 from branchwork.kernels.reference import norm as plain_norm
-from branchwork.kernels.reference import rope as plain_rope
 from branchwork.kernels.triton import activation, embedding, kv, norm, rope
 
 pytestmark = pytest.mark.interpreted
@@ -36,7 +35,9 @@ def seed() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens, channels", [(1, 64), (5, 48), (3, 1500)])
 def test_add_rms_norm_is_the_definition_rounded_once(dtype: torch.dtype, tokens: int, channels: int) -> None:
-    x, residual, weight = (uniform(*shape, dtype=dtype) for shape in ((tokens, channels), (tokens, channels), (channels,)))
+    x, residual, weight = (
+        uniform(*shape, dtype=dtype) for shape in ((tokens, channels), (tokens, channels), (channels,))
+    )
     out, total = norm.add_rms_norm(x, residual, weight, 1e-5)
     assert torch.equal(total, residual + x)
     assert_rounded(out, plain_norm.rms_norm(total.double(), weight.double(), 1e-5).double())
@@ -81,7 +82,10 @@ def test_gated_activations_round_once(dtype: torch.dtype, tokens: int, size: int
 
 def test_gates_far_from_zero_stay_finite() -> None:
     x = torch.tensor([[-1e4, 1e4, -90.0, 90.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
-    for ours, theirs in ((activation.silu_mul, plain_activation.silu_mul), (activation.gelu_mul, plain_activation.gelu_mul)):
+    for ours, theirs in (
+        (activation.silu_mul, plain_activation.silu_mul),
+        (activation.gelu_mul, plain_activation.gelu_mul),
+    ):
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-30)
 
 
@@ -154,7 +158,9 @@ def test_int8_rows_of_zeros_and_of_wrong_numbers() -> None:
 
 
 def test_e4m3_pools_round_to_even_and_saturate() -> None:
-    value = torch.cat((uniform(2000) * 500, uniform(2000) * 0.05, torch.tensor([447.9, 464.0, 1e9, -1e9, 0.0, -0.0, 2**-10])))
+    value = torch.cat(
+        (uniform(2000) * 500, uniform(2000) * 0.05, torch.tensor([447.9, 464.0, 1e9, -1e9, 0.0, -0.0, 2**-10]))
+    )
     k = torch.nn.functional.pad(value, (0, -len(value) % 512)).view(-1, 8, 64)
     made = [torch.zeros(len(k), 8, 1, 64, dtype=torch.float8_e4m3fn) for _ in "kv"]
     kv.store_kv(k, k, *made, torch.arange(len(k)))
