@@ -44,13 +44,14 @@ class Policy(NamedTuple):
     """When reading twice is cheaper than merging; all in positions.
 
     share_from: what merging one more part of a token costs; 0 shares whatever can be. chunk: tiles are cut after so
-    many; 0 chooses by the work at hand. least: the shortest chunk that is chosen.
+    many; 0 chooses by the work at hand, so that each unit gets `per_unit` tiles of it, none shorter than `least`.
     A row's result does not depend on its batch if chunk is given and share_from is NEVER.
     """
 
     share_from: int = 64
     chunk: int = 0
     least: int = 256
+    per_unit: int = 4
 
 
 NEVER = 1 << 40
@@ -220,7 +221,7 @@ def _chunks(tiles: dict[str, Ints], order: Ints, shape: Shape, policy: Policy) -
     """Tiles cut into chunks of positions, so that there are enough of even length for all units; and how many parts
     each entry of order has."""
     long = tiles["high"] - tiles["low"]
-    chunk = policy.chunk or max(policy.least, int(long.sum()) * shape.kv_heads // (2 * shape.units))
+    chunk = policy.chunk or max(policy.least, int(long.sum()) * shape.kv_heads // (policy.per_unit * shape.units))
     pieces = -(-long // chunk)
     step = np.full(len(long), chunk) if policy.chunk else (long + 64 * pieces - 1) // (64 * pieces) * 64
     pieces = -(-long // step)

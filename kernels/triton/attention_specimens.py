@@ -45,7 +45,9 @@ def _attend(
         **{flag: flags.get(flag.lower(), False) for flag in ("WINDOWED", "CAPPED", "TREE")},
     }
     key = f"{height}x{max(128, padded)}{'f' if q == 'fp32' else ''}"
-    return Specimen(f"{name} {height}x{dim} {q}", attend, signature, constexprs, ("attend", key))
+    # RDNA's matrix units want every operand in registers twice: rows of 512 bytes do not fit
+    spills = ("gfx1100",) if padded > 128 or q == "fp32" else ()
+    return Specimen(f"{name} {height}x{dim} {q}", attend, signature, constexprs, ("attend", key), spills)
 
 
 _MERGE = {

@@ -18,6 +18,7 @@ class Specimen(NamedTuple):
     """One compiled shape of a kernel, for the compile check.
 
     signature: a type for each argument that is no constexpr ("*bf16", "fp32", "i32"; ":16" for multiples of 16).
+    spills: chips where it is known to run out of registers: slower there, not refused.
     rows: what to launch it with: (op, key) of this table, or a mapping of chips (or "default") to parameters.
     """
 
@@ -26,6 +27,7 @@ class Specimen(NamedTuple):
     signature: Mapping[str, str]
     constexprs: Mapping[str, Any]
     rows: tuple[str, str] | Mapping[str, Mapping[str, Any]]
+    spills: tuple[str, ...] = ()
 
 
 Row = dict[str, int]
