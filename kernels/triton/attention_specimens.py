@@ -45,8 +45,8 @@ def _attend(
         **{flag: flags.get(flag.lower(), False) for flag in ("WINDOWED", "CAPPED", "TREE")},
     }
     key = f"{height}x{max(128, padded)}{'f' if q == 'fp32' else ''}"
-    # RDNA's matrix units want every operand in registers twice: rows of 512 bytes do not fit
-    spills = ("gfx1100",) if padded > 128 or q == "fp32" else ()
+    # RDNA's matrix units want every operand in registers twice: only tiles of 16 rows of 256 bytes fit
+    spills = ("gfx1100",) if height > 16 or padded > 128 or q == "fp32" else ()
     return Specimen(f"{name} {height}x{dim} {q}", attend, signature, constexprs, ("attend", key), spills)
 
 
