@@ -131,7 +131,7 @@ def kind(device_type: str) -> str:
 
 @cache
 def chip(device: Any) -> str:
-    """Name of a torch device's chip as tables of launch parameters spell it: "sm_90", "gfx942"; "default" for no GPU."""
+    """A torch device's chip as tables of launch parameters name it: "sm_90", "gfx942"; "default" for no GPU."""
     if device.type != "cuda":
         return "default"
     import torch

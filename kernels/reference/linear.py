@@ -15,7 +15,7 @@ from branchwork.kernels.reference.quant import Quantized
 
 
 def linear(x: Tensor, weight: Tensor | Quantized | Float8, bias: Tensor | None) -> Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]; quant.py and float8.py define the rest."""
+    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]; quant.py, float8.py define the rest."""
     if isinstance(weight, Quantized):
         return quant.linear(x, weight, bias)
     if isinstance(weight, Float8):

@@ -30,7 +30,7 @@ def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor, gains: Tensor, experts:
     gains, experts [T, k] as `route` gives them. The sum over experts is float32.
     """
     out = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    for expert in experts.unique().tolist():
+    for expert in torch.unique(experts).tolist():
         token, place = (experts == expert).nonzero(as_tuple=True)
         hidden = silu_mul(x[token] @ gate_up[expert].T)
         out.index_add_(0, token, (hidden @ down[expert].T).to(out.dtype) * gains[token, place, None])

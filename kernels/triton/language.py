@@ -5,23 +5,26 @@ Knows: how Triton is imported. Must not know: ops, chips, launch parameters.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
+
+
+def _source(function: Callable[..., Any] | None = None, **_: Any) -> Any:
+    """Leaves a kernel's source alone: without Triton nobody launches it."""
+    return function if function is not None else _source
+
 
 available = True
 why = ""
 tl: Any = None
-jit: Any = None
+jit: Any = _source
 
 try:
-    import triton.language as tl
-    from triton import jit
+    tl = importlib.import_module("triton.language")
+    jit = importlib.import_module("triton").jit
 except ImportError as error:
     available, why = False, f"Triton is not installed ({error}): pip install 'branchwork[gpu]'"
-
-    def jit(function: Callable[..., Any] | None = None, **_: Any) -> Any:
-        """Leaves a kernel's source alone: without Triton nobody launches it."""
-        return function if function is not None else jit
 
 
 def power_of_2(count: int) -> int:

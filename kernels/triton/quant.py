@@ -118,7 +118,7 @@ def sum_splits_kernel(parts, bias, out, size, outputs, BIAS: tl.constexpr, SPLIT
 
 
 def linear(x: Tensor, weight: Quantized | Float8, bias: Tensor | None) -> Tensor:
-    """x [T, K] times the weight transposed, plus bias [N]; rows are not rounded to integers. Returns [T, N] of x's type.
+    """x [T, K] times the weight transposed, plus bias [N]; rows are not rounded to integers. [T, N] of x's type.
 
     Raises ValueError for a weight whose parts do not fit or which is not contiguous.
     """

@@ -2,8 +2,8 @@
 
 Knows: the rule of kernels.reference.sample. Must not know: tensors, launches, which chip this is.
 
-A row's order is by logit, highest first, ties by id. Each filter keeps a prefix of that order and the draw is a place in
-it, so all of them are the same question: at which logit does a sum over the higher ones pass a goal? The bits of a
+A row's order is by logit, highest first, ties by id. Each filter keeps a prefix of that order and the draw is a place
+in it, so all of them are the same question: at which logit does a sum over the higher ones pass a goal? The bits of a
 float, read as an integer, keep its order; the answer is found digit by digit, 15 thresholds at a time.
 The head kernel reads the row three times: for its maximum; for the sum of all weights, counting tokens by how far below
 the maximum they are; and to list the longest head that fits the list. The draw kernel searches that list. Only where
@@ -16,11 +16,9 @@ from branchwork.kernels.triton.language import jit, tl
 from branchwork.kernels.triton.mask import bits
 
 CAPACITY = 4096  # tokens of a head's list
-SUMMARY = (
-    5  # floats a row: maximum, weight of all tokens, of the head, and a bound on others'; tokens of the head or -1
-)
+SUMMARY = 5  # floats: maximum, weight of all tokens, of the head, a bound on any other's; tokens of the head, or -1
 _STEP = tl.constexpr(2.0) if tl else 2.0  # heads end a multiple of this many temperatures below the maximum,
-_LAST = tl.constexpr(15) if tl else 15  # at most at this one: what is further down weighs less than e**-30 of the first
+_LAST = tl.constexpr(15) if tl else 15  # at most at this one: others weigh less than e**-30 of the first
 _LOWEST = tl.constexpr(-(2**31)) if tl else 0
 _NOTHING = tl.constexpr(-0x7F800001) if tl else 0  # -inf as `ordered`
 
@@ -36,7 +34,7 @@ def ordered(value):
 def tile(logits, words, at, live, use_mask, MASKED: tl.constexpr):
     """Logits of tokens `at`; -inf where the mask forbids them."""
     value = tl.load(logits + at, mask=live, other=float("-inf"))
-    if MASKED:
+    if MASKED:  # noqa: SIM102  only this one is decided when compiling
         if use_mask:
             value = tl.where(bits(words, at, live), value, float("-inf"))
     return value
@@ -98,7 +96,7 @@ def head_kernel(
         fits = (tl.cumsum(counts, axis=0) <= CAP) & (step < _LAST)
         steps = tl.sum(fits.to(tl.int32), axis=0)
         inner = tl.zeros([TILE], tl.float32)
-        found = 0
+        found = tl.zeros([], tl.int32)
         if steps > 0:
             for start in range(0, vocab, TILE):
                 at = start + lane

@@ -32,7 +32,7 @@ class Specimen(NamedTuple):
 
 Row = dict[str, int]
 
-# "default" is a whole row; a chip's row holds what differs. default must fit the smallest chips: 64 KiB of shared memory.
+# "default" is a whole row and fits the smallest chips (64 KiB of shared memory); a chip's row holds what differs
 TABLE: dict[str, dict[str, Row]] = {
     **ATTENTION,
     "norm.narrow": {"default": {"TILE": 1024, "num_warps": 4}},

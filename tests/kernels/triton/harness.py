@@ -1,4 +1,4 @@
-"""Triton's interpreter made faithful and strict: bfloat16 and fp8 as a GPU rounds them, no access out of bounds, no races.
+"""Triton's interpreter made faithful and strict: it rounds as a GPU does, and allows no stray access and no race.
 
 Knows: the interpreter's internals as of Triton 3.9. Must not know: our kernels. Call install() before the first launch.
 
