@@ -52,6 +52,7 @@ __all__ = [
     "silu_mul",
     "stack",
     "store_kv",
+    "tree_attention",
 ]
 
 
@@ -185,6 +186,29 @@ def penalise(
 ) -> None:
     """Lower, in place, the logits [V] of tokens that occurred, as kernels.reference.sample defines it."""
     implementation("penalise", logits.device.type)(logits, answer, prompt, frequency, presence, repetition)
+
+
+def tree_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    page_table: Tensor,
+    cu_rows: Tensor,
+    kv_len: Tensor,
+    ancestors: Tensor,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """`paged_attention` of rows whose last min(n, 64) tokens are a tree of drafts: siblings do not see each other.
+
+    ancestors int32 [T, 2]: bit j of a token's 64 says that it sees the j-th of these tokens of its row. Its own bit is
+    set, those of later tokens are not; a token before the tree has none. The window applies to what is before the tree,
+    counted from a token's depth in it.
+    """
+    out: Tensor = implementation("tree_attention", q.device.type, q.shape[-1])(
+        q, k_pool, v_pool, page_table, cu_rows, kv_len, ancestors, scale, window
+    )
+    return out
 
 
 def sample(

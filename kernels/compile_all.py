@@ -76,7 +76,7 @@ def compiled(name: str, target: str) -> Compiled:
         lines = [line for line in str(error).splitlines() if line.strip(" ^")]
         return Compiled(name, target, 0, 0, 0, limit, f"{type(error).__name__}: {lines[-1] if lines else ''}")
     faults = [f"{shared} bytes of shared memory, {limit} allowed"] if shared > limit else []
-    if spills:
+    if spills and target not in specimen.spills:
         faults.append(f"{spills} spilled")
     return Compiled(name, target, registers, spills, shared, limit, "; ".join(faults))
 

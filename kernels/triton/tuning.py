@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from branchwork.kernels.triton.tuning_attention import ATTENTION
+
 CHIPS = ("sm_80", "sm_90", "sm_100", "gfx90a", "gfx942", "gfx950", "gfx1100")
 
 
@@ -16,6 +18,7 @@ class Specimen(NamedTuple):
     """One compiled shape of a kernel, for the compile check.
 
     signature: a type for each argument that is no constexpr ("*bf16", "fp32", "i32"; ":16" for multiples of 16).
+    spills: chips where it is known to run out of registers: slower there, not refused.
     rows: what to launch it with: (op, key) of this table, or a mapping of chips (or "default") to parameters.
     """
 
@@ -24,12 +27,14 @@ class Specimen(NamedTuple):
     signature: Mapping[str, str]
     constexprs: Mapping[str, Any]
     rows: tuple[str, str] | Mapping[str, Mapping[str, Any]]
+    spills: tuple[str, ...] = ()
 
 
 Row = dict[str, int]
 
 # "default" is a whole row and fits the smallest chips (64 KiB of shared memory); a chip's row holds what differs
 TABLE: dict[str, dict[str, Row]] = {
+    **ATTENTION,
     "norm.narrow": {"default": {"TILE": 1024, "num_warps": 4}},
     "norm.wide": {"default": {"TILE": 1024, "num_warps": 8}},
     "gate": {"default": {"BLOCK": 1024, "num_warps": 4}},

@@ -93,6 +93,15 @@ def attention(dtype: torch.dtype) -> list[list[Any]]:
     return cases
 
 
+def verification(dtype: torch.dtype) -> list[list[Any]]:
+    """The rows of `attention`, each a tree of two chains: a token sees every other one before it."""
+    cases = []
+    for *tensors, scale, window in attention(dtype):
+        words = [sum(1 << j for j in range(i % 2, i + 1, 2)) for n in tensors[4].diff().tolist() for i in range(n)]
+        cases.append([*tensors, torch.tensor([[word, 0] for word in words], dtype=torch.int32), scale, window])
+    return cases
+
+
 def product(dtype: torch.dtype) -> list[list[Any]]:
     sizes = ((1, 8, 16), (3, 40, 33), (6, 5, 64))
     return [
@@ -145,6 +154,7 @@ CASES: dict[str, Callable[[torch.dtype], list[list[Any]]]] = {
     "store_kv": storing,
     "rope_store_kv": rotary_storing,
     "paged_attention": attention,
+    "tree_attention": verification,
 }
 
 
