@@ -6,23 +6,27 @@ T tokens, C channels, H query heads, KVH key/value heads, D head dimension, P pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from branchwork.kernels.cpu.product import Packed
+from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.kv import kv_row
 from branchwork.kernels.reference.quant import BLOCK, Quantized
 from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
 from branchwork.kernels.table import Choice, implementation, report
 
-Weight = Tensor | Quantized | Packed  # what a product takes
+Weight = Tensor | Quantized | Packed | Float8  # what a product takes
 
 __all__ = [
     "Affine",
     "Choice",
+    "Float8",
     "LayerParts",
     "Packed",
     "Quantized",
@@ -30,20 +34,26 @@ __all__ = [
     "StackParts",
     "Weight",
     "add_rms_norm",
+    "apply_mask",
     "embedding",
+    "expert_mlp",
+    "gelu_mul",
     "kv_row",
     "linear",
     "pack_linear",
     "paged_attention",
+    "penalise",
     "quantize",
     "report",
     "rms_norm",
     "rope",
     "rope_store_kv",
+    "route",
     "sample",
     "silu_mul",
     "stack",
     "store_kv",
+    "tree_attention",
 ]
 
 
@@ -74,10 +84,17 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """As silu_mul, with gelu in its tanh form for the gate."""
+    out: Tensor = implementation("gelu_mul", gate_up.device.type)(gate_up)
+    return out
+
+
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N] of x's dtype.
 
-    The weight is a tensor or what pack_linear made. A product with integer weights rounds its inputs to integers, too.
+    The weight is a tensor or what pack_linear made; a Float8 is for GPUs. A product with integer weights rounds its
+    inputs to integers, too, where whole numbers are what is fast: on CPUs, not on GPUs.
     """
     out: Tensor = implementation("linear", x.device.type)(x, weight, bias)
     return out
@@ -106,6 +123,24 @@ def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
     """Rows of table [V, C] at ids int64 [T]. Returns [T, C]."""
     out: Tensor = implementation("embedding", ids.device.type)(ids, table)
+    return out
+
+
+def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """(gains float32 [T, top_k], experts int32 [T, top_k]) of a router's logits [T, E]: the likeliest, best first.
+
+    gains: the experts' probabilities, with `renormalize` divided by their sum. Equal logits go by expert.
+    """
+    out: tuple[Tensor, Tensor] = implementation("route", logits.device.type)(logits, top_k, renormalize)
+    return out
+
+
+def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor, gains: Tensor, experts: Tensor) -> Tensor:
+    """The chosen experts' feed-forward blocks (silu_mul between two products), weighed by gains and added. [T, C].
+
+    x [T, C], gate_up [E, 2F, C], down [E, C, F] of one type; gains, experts [T, k] as `route` gives them.
+    """
+    out: Tensor = implementation("expert_mlp", x.device.type)(x, gate_up, down, gains, experts)
     return out
 
 
@@ -144,6 +179,44 @@ def paged_attention(
     """
     out: Tensor = implementation("paged_attention", q.device.type, q.shape[-1])(
         q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window
+    )
+    return out
+
+
+def apply_mask(logits: Tensor, masks: Tensor, mask_of: Tensor) -> None:
+    """Forbid, in place, what row r's bitmask masks[mask_of[r]] does not allow: logits [M, V] become -inf there.
+
+    masks int32 [n, >= ceil(V / 32)], bit = allowed; mask_of int64 [M], -1 for a row without a mask.
+    """
+    implementation("apply_mask", logits.device.type)(logits, masks, mask_of)
+
+
+def penalise(
+    logits: Tensor, answer: Sequence[int], prompt: Sequence[int], frequency: float, presence: float, repetition: float
+) -> None:
+    """Lower, in place, the logits [V] of tokens that occurred, as kernels.reference.sample defines it."""
+    implementation("penalise", logits.device.type)(logits, answer, prompt, frequency, presence, repetition)
+
+
+def tree_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    page_table: Tensor,
+    cu_rows: Tensor,
+    kv_len: Tensor,
+    ancestors: Tensor,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """`paged_attention` of rows whose last min(n, 64) tokens are a tree of drafts: siblings do not see each other.
+
+    ancestors int32 [T, 2]: bit j of a token's 64 says that it sees the j-th of these tokens of its row. Its own bit is
+    set, those of later tokens are not; a token before the tree has none. The window applies to what is before the tree,
+    counted from a token's depth in it.
+    """
+    out: Tensor = implementation("tree_attention", q.device.type, q.shape[-1])(
+        q, k_pool, v_pool, page_table, cu_rows, kv_len, ancestors, scale, window
     )
     return out
 

@@ -33,9 +33,11 @@ class Choice(NamedTuple):
     missing: tuple[tuple[str, str], ...]
 
 
-def _row(op: str, file: str, *cpu: Entry) -> dict[str, tuple[Entry, ...]]:
+def _row(op: str, file: str, *cpu: Entry, gpu: str = "") -> dict[str, tuple[Entry, ...]]:
+    """gpu: the module of kernels.triton that serves both vendors' devices; none by default."""
     reference = Entry("reference", f"reference.{file}", op)
-    return {"cpu": (*cpu, reference), "cuda": (reference,), "rocm": (reference,)}
+    triton = (Entry("triton", f"triton.{gpu}", op, optional=True),) if gpu else ()
+    return {"cpu": (*cpu, reference), "cuda": (*triton, reference), "rocm": (*triton, reference)}
 
 
 def _native(op: str, file: str = "cpu.fused") -> Entry:
@@ -51,23 +53,32 @@ def _products(op: str) -> tuple[Entry, Entry, Entry]:
 
 
 TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
-    "rms_norm": _row("rms_norm", "norm", _native("rms_norm")),
-    "add_rms_norm": _row("add_rms_norm", "norm", _native("add_rms_norm")),
-    "rope": _row("rope", "rope", _native("rope")),
-    "silu_mul": _row("silu_mul", "activation", _native("silu_mul")),
-    "linear": _row("linear", "linear", *_products("linear")),
-    "pack_linear": _row("pack_linear", "linear", *_products("pack_linear")),
+    "rms_norm": _row("rms_norm", "norm", _native("rms_norm"), gpu="norm"),
+    "add_rms_norm": _row("add_rms_norm", "norm", _native("add_rms_norm"), gpu="norm"),
+    "rope": _row("rope", "rope", _native("rope"), gpu="rope"),
+    "silu_mul": _row("silu_mul", "activation", _native("silu_mul"), gpu="activation"),
+    "gelu_mul": _row("gelu_mul", "activation", gpu="activation"),
+    "linear": _row("linear", "linear", *_products("linear"), gpu="linear"),
+    "pack_linear": _row("pack_linear", "linear", *_products("pack_linear"), gpu="linear"),
     "quantize": _row("quantize", "quant", _native("quantize", "cpu.product")),
-    "embedding": _row("embedding", "linear"),
-    "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv")),
-    "rope_store_kv": _row("rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv")),
+    "embedding": _row("embedding", "linear", gpu="embedding"),
+    "route": _row("route", "moe", gpu="moe"),
+    "expert_mlp": _row("expert_mlp", "moe", gpu="moe"),
+    "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv"), gpu="kv"),
+    "rope_store_kv": _row(
+        "rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv"), gpu="kv"
+    ),
     "paged_attention": _row(
         "paged_attention",
         "attention",
         Entry("native", "cpu.attention", "paged_attention", optional=True, multiple=8),
         Entry("torch", "cpu.gathered_attention", "paged_attention"),
+        gpu="attention",
     ),
-    "sample": _row("sample", "sample", _native("sample", "cpu.sample")),
+    "tree_attention": _row("tree_attention", "attention", gpu="attention"),
+    "apply_mask": _row("apply_mask", "sample", gpu="mask"),
+    "penalise": _row("penalise", "sample", gpu="sample"),
+    "sample": _row("sample", "sample", _native("sample", "cpu.sample"), gpu="sample"),
     "stack": _row("stack", "stack", _native("stack", "cpu.stack")),
 }
 
@@ -117,6 +128,19 @@ def kind(device_type: str) -> str:
     import torch
 
     return "rocm" if torch.version.hip else "cuda"
+
+
+@cache
+def chip(device: Any) -> str:
+    """A torch device's chip as tables of launch parameters name it: "sm_90", "gfx942"; "default" for no GPU."""
+    if device.type != "cuda":
+        return "default"
+    import torch
+
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(device).gcnArchName.split(":")[0])
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def _module(entry: Entry) -> Any:

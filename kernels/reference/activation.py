@@ -1,7 +1,7 @@
-"""The gated activation of the feed-forward block: the definition.
+"""The gated activations of the feed-forward block: the definition.
 
 Knows: torch. Must not know: models, hardware.
-Source: Shazeer, "GLU Variants Improve Transformer", 2020 (SwiGLU).
+Source: Shazeer, "GLU Variants Improve Transformer", 2020 (SwiGLU, GEGLU).
 """
 
 from __future__ import annotations
@@ -14,3 +14,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where gate_up [T, 2F] holds gate in its first half. Returns [T, F]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """gelu(gate) * up with gelu in its tanh form, gate in the first half of gate_up [T, 2F]. Returns [T, F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up

@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from branchwork.kernels.reference import quant
+from branchwork.kernels.reference import float8, quant
+from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.quant import Quantized
 
 
-def linear(x: Tensor, weight: Tensor | Quantized, bias: Tensor | None) -> Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]; quant.py defines it for a Quantized."""
+def linear(x: Tensor, weight: Tensor | Quantized | Float8, bias: Tensor | None) -> Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N]. Returns [T, N]; quant.py, float8.py define the rest."""
     if isinstance(weight, Quantized):
         return quant.linear(x, weight, bias)
+    if isinstance(weight, Float8):
+        return float8.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

@@ -82,6 +82,16 @@ def allowed(masks: torch.Tensor, vocab: int) -> torch.Tensor:
     return ((masks[:, :, None] >> bits) & 1).flatten(1)[:, :vocab].bool()
 
 
+def apply_mask(logits: torch.Tensor, masks: torch.Tensor, mask_of: torch.Tensor) -> None:
+    """Forbid, in place, what row r's bitmask masks[mask_of[r]] does not allow: logits [M, V] become -inf there.
+
+    masks int32 [n, >= ceil(V / 32)]; mask_of int64 [M], -1 for a row without a mask.
+    """
+    held = mask_of >= 0
+    free = allowed(masks[mask_of.clamp(min=0)], logits.shape[1]) | ~held[:, None]
+    logits.masked_fill_(~free, -torch.inf)
+
+
 def sample(
     logits: torch.Tensor,
     draws: Draws,

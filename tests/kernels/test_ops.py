@@ -93,6 +93,15 @@ def attention(dtype: torch.dtype) -> list[list[Any]]:
     return cases
 
 
+def verification(dtype: torch.dtype) -> list[list[Any]]:
+    """The rows of `attention`, each a tree of two chains: a token sees every other one before it."""
+    cases = []
+    for *tensors, scale, window in attention(dtype):
+        words = [sum(1 << j for j in range(i % 2, i + 1, 2)) for n in tensors[4].diff().tolist() for i in range(n)]
+        cases.append([*tensors, torch.tensor([[word, 0] for word in words], dtype=torch.int32), scale, window])
+    return cases
+
+
 def product(dtype: torch.dtype) -> list[list[Any]]:
     sizes = ((1, 8, 16), (3, 40, 33), (6, 5, 64))
     return [
@@ -106,16 +115,46 @@ def packing(dtype: torch.dtype) -> list[list[Any]]:
     return [[uniform(n, k, dtype=dtype)] for n, k in ((8, 16), (33, 40))]
 
 
+def looking_up(dtype: torch.dtype) -> list[list[Any]]:
+    return [[torch.tensor([4, 0, 4]), uniform(5, 70, dtype=dtype)]]
+
+
+def masking(dtype: torch.dtype) -> list[list[Any]]:
+    masks = torch.randint(-(2**31), 2**31, (2, 3), dtype=torch.int32)
+    return [[uniform(4, 70, dtype=dtype), masks, torch.tensor([1, -1, 0, 1])]]
+
+
+def penalising(dtype: torch.dtype) -> list[list[Any]]:
+    return [[uniform(40, dtype=dtype), [3, 3, 5, 900], [5, 8, 901, 8], 0.3, 0.7, 1.2]]
+
+
+def routing(dtype: torch.dtype) -> list[list[Any]]:
+    return [[uniform(9, 60, dtype=dtype), 4, renormalize] for renormalize in (False, True)]
+
+
+def expert_products(dtype: torch.dtype) -> list[list[Any]]:
+    gains, experts = torch.rand(7, 2), torch.rand(7, 5).argsort(-1)[:, :2].int()
+    weights = uniform(5, 48, 32, dtype=dtype) / 4, uniform(5, 32, 24, dtype=dtype) / 4
+    return [[uniform(7, 32, dtype=dtype), *weights, gains, experts]]
+
+
 CASES: dict[str, Callable[[torch.dtype], list[list[Any]]]] = {
     "rms_norm": norm,
     "add_rms_norm": add_norm,
     "rope": rotary,
     "silu_mul": gated,
+    "gelu_mul": gated,
+    "embedding": looking_up,
+    "apply_mask": masking,
+    "penalise": penalising,
+    "route": routing,
+    "expert_mlp": expert_products,
     "linear": product,
     "pack_linear": packing,
     "store_kv": storing,
     "rope_store_kv": rotary_storing,
     "paged_attention": attention,
+    "tree_attention": verification,
 }
 
 

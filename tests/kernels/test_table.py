@@ -12,7 +12,7 @@ from branchwork.kernels.reference.norm import rms_norm
 
 
 def test_every_op_of_the_door_is_a_row_of_the_table() -> None:
-    types = {"Affine", "Choice", "LayerParts", "Packed", "Quantized", "Stack", "StackParts", "Weight"}
+    types = {"Affine", "Choice", "Float8", "LayerParts", "Packed", "Quantized", "Stack", "StackParts", "Weight"}
     assert set(kernels.__all__) - types - {"kv_row", "report"} == set(table.TABLE)
 
 

@@ -1,0 +1,1 @@
+"""Implementations for NVIDIA and AMD GPUs, one Triton source for both."""
