@@ -47,7 +47,7 @@ def _attend(
     }
     key = f"{height}x{max(128, padded)}{'f' if q == 'fp32' else ''}"
     # RDNA's matrix units want every operand in registers twice: only tiles of 16 rows of 256 bytes fit
-    spills = ("gfx1100",) if height > 16 or padded > 128 or q == "fp32" else ()
+    spills: tuple[str, ...] = ("gfx1100",) if height > 16 or padded > 128 or q == "fp32" else ()
     if height == 128:  # decoding bytes costs the tallest tiles a few registers more than these chips have
         spills += _TALL_OF_BYTES[kind]
     return Specimen(f"{name} {height}x{dim} {q}", attend, signature, constexprs, ("attend", key), spills)

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from branchwork import kernels
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.execution.inputs import Inputs, Known, Wanted
 from branchwork.runtime.execution.memory import allocate, bytes_per_page, kv_dtype
@@ -110,17 +109,13 @@ class Runner:
 
 
 def pick_device(wanted: str) -> str:
-    """cpu or cuda from auto | cpu | cuda. auto leaves the CPU only for a device that the kernels serve at speed.
+    """cpu or cuda from auto | cpu | cuda. auto is the CPU: no GPU has run these kernels yet, and who asks for one gets it.
 
     Raises LoadError (device) when cuda is asked for and not there.
     """
-    here = torch.cuda.is_available()
-    if wanted == "cuda" and not here:
+    if wanted == "cuda" and not torch.cuda.is_available():
         raise LoadError("device", "device=cuda was asked for and torch finds no such device; use device=cpu")
-    if wanted != "auto":
-        return wanted
-    attention = next(choice for choice in kernels.report("cuda") if choice.op == "paged_attention")
-    return "cuda" if here and attention.chosen != "reference" else "cpu"
+    return "cpu" if wanted == "auto" else wanted
 
 
 def set_threads(threads: int) -> None:
