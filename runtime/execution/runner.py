@@ -109,7 +109,7 @@ class Runner:
 
 
 def pick_device(wanted: str) -> str:
-    """cpu or cuda from auto | cpu | cuda. auto is the CPU: no GPU has run these kernels yet, and who asks for one gets it.
+    """cpu or cuda from auto | cpu | cuda. auto is the CPU: no GPU has run these kernels yet; who asks for one gets it.
 
     Raises LoadError (device) when cuda is asked for and not there.
     """
