@@ -110,13 +110,13 @@ class Engine:
     def _step(self, plan: Plan) -> Result:
         """Run a plan; the masks of constrained rows are filled while the forward runs, others cost nothing."""
         if not any(row.masked for row in plan.rows):
-            return self._hands.launch(plan).collect()
+            return self._hands.launch(plan).sample().collect()
         filling = self._filler.submit(self._scheduler.masks, plan)
         try:
             pending = self._hands.launch(plan)
         finally:
             masks = filling.result()
-        return pending.collect() if masks is None else pending.collect(*masks)
+        return pending.sample(*(masks or ())).collect()
 
     def _take(self, message: wire.ToEngine) -> list[wire.FromEngine]:
         if isinstance(message, (wire.Submit, wire.Score)):

@@ -34,14 +34,13 @@ def sample(
     rows: npt.NDArray[np.int64],
     masks: Tensor | None = None,
     mask_of: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.int64]:
-    """As `kernels.sample`: waits for the device. `draw_tokens` does not."""
+) -> Tensor:
+    """As `kernels.sample`."""
     if masks is None or mask_of is None:
         masks, mask_of = None, np.full(len(rows), -1, dtype=np.int64)
     packed = packed_draws(draws, rows, mask_of).to(logits.device, non_blocking=True)
     on_device = None if masks is None else masks.to(logits.device, non_blocking=True)
-    tokens: npt.NDArray[np.int64] = draw_tokens(logits, packed, on_device).cpu().numpy()
-    return tokens
+    return draw_tokens(logits, packed, on_device)
 
 
 def packed_draws(draws: Draws, rows: npt.NDArray[np.int64], mask_of: npt.NDArray[np.int64]) -> Tensor:
