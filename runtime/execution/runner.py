@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.execution.forward import Computed, Forward
 from branchwork.runtime.execution.inputs import Known
 from branchwork.runtime.execution.memory import allocate, bytes_per_page, kv_dtype
