@@ -23,7 +23,7 @@ import zmq
 
 from branchwork.runtime import wire
 from branchwork.runtime.execution.runner import Pending
-from branchwork.runtime.plan import Plan, Result
+from branchwork.runtime.plan import Plan
 from branchwork.runtime.scheduler.constrained import Masks
 from branchwork.runtime.scheduler.scheduler import Scheduler
 
