@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -206,6 +207,8 @@ def main() -> None:
     parser.add_argument("--directory", required=True, type=Path)
     parser.add_argument("--option", action="append", default=[])
     arguments = parser.parse_args()
+    for name in (signal.SIGINT, signal.SIGTERM):  # the gateway ends this process, after what is under way
+        signal.signal(name, signal.SIG_IGN)
     channel = Channel(arguments.endpoint)
     gc.disable()  # what is made now stays
     try:

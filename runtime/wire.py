@@ -22,6 +22,7 @@ class Shape(msgspec.Struct, frozen=True, array_like=True):
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    bias: tuple[tuple[int, float], ...] = ()  # per token id, what is added to its logit
 
 
 class Stops(msgspec.Struct, frozen=True, array_like=True):
