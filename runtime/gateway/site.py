@@ -58,6 +58,7 @@ class Site:
             timeout_graceful_shutdown=1,
         )
         self._server = _Server(config)
+        self._serving: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -68,7 +69,8 @@ class Site:
 
     def start(self) -> asyncio.Task[None]:
         """Serve from now on."""
-        return asyncio.create_task(self._server.serve([self._socket]))
+        self._serving = asyncio.create_task(self._server.serve([self._socket]))
+        return self._serving
 
     async def drain(self) -> None:
         """Refuse what is new, let what is under way end within the grace time, and say so."""
@@ -79,8 +81,8 @@ class Site:
         if not done:
             print(f"gateway: {self._service.under_way} requests were cut off", file=sys.stderr, flush=True)
         self._server.should_exit = True
-        while self._server.started and self._server.servers:
-            await asyncio.sleep(0.02)
+        if self._serving is not None:
+            await self._serving
 
 
 class _Server(uvicorn.Server):
