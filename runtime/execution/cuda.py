@@ -48,8 +48,11 @@ class CudaDriver:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before, _ = torch.cuda.mem_get_info()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                body()
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    body()
+            finally:
+                torch.cuda.set_stream(stream)  # a capture that ends in an error leaves its own
             after, _ = torch.cuda.mem_get_info()
         return Recorded(graph.replay, max(0, before - after))

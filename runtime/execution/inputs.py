@@ -121,9 +121,13 @@ class Inputs:
         Raises ValueError for a row without ids or with fewer pages than its positions need.
         """
         gathered = self.gather(plan)
+        return self.send(gathered, drawn), gathered.wanted
+
+    def send(self, gathered: Gathered, drawn: Tensor | None = None) -> Step:
+        """The Step on its device. Raises ValueError for rows that come after a draw when there was none."""
         sent = self._feed.send(gathered.parts())
         gathered.follow(sent, drawn)
-        return gathered.step(sent), gathered.wanted
+        return gathered.step(sent)
 
     def gather(self, plan: Plan) -> Gathered:
         """A plan's Step on the host. Raises ValueError as `build`."""
