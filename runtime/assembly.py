@@ -165,7 +165,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         speculator=speculator_of(config, runner, draft, spec.vocab),
     )
     ready = _ready(config, model, config.pages * size.page_bytes, threads)
-    return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)
+    overlap = config.overlap == "on" or (config.overlap == "auto" and device != "cpu")
+    return Built(Engine(scheduler, runner, overlap), ready, compiler.fileno(), notes)
 
 
 def _tokens(model: Path, vocab: int) -> tuple[list[bytes], tuple[int, ...], Vocabulary]:
