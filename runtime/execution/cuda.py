@@ -33,7 +33,7 @@ class CudaDriver:
 
     def mark(self) -> Callable[[], None]:
         """See Driver."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event.synchronize
 

@@ -72,7 +72,7 @@ class Gathered:
 
     def parts(self) -> list[Part]:
         """Its arrays, to be sent. Of plans that are fitted all but the last three are always as long."""
-        first = [self.ids, self.positions, self.slots, self.logits_index, self.cu_rows, self.kv_len]
+        first: list[Part] = [self.ids, self.positions, self.slots, self.logits_index, self.cu_rows, self.kv_len]
         if self.planned is not None:
             return [*first, *self.planned.arrays, self.places, self.draws]
         assert self.table is not None
