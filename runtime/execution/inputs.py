@@ -23,6 +23,7 @@ from branchwork.runtime.plan import Plan, Row
 Ints = NDArray[np.int64]
 PageNumbers = NDArray[np.int32]
 _KEYS = count()
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,8 @@ class Inputs:
             kv_len=kv_len,
             table=_table(pages) if planned is None else None,
             planned=planned,
-            places=cuts[after],
-            draws=np.fromiter((rows[r].after for r in after), np.int64, len(after)),
+            places=cuts[after] if after else _NONE,
+            draws=np.array([rows[r].after for r in after], np.int64) if after else _NONE,
             wanted=wanted,
         )
 

@@ -13,10 +13,12 @@ from branchwork.kernels import table
 from branchwork.runtime.execution.driver import PlainDriver, Recorded
 from branchwork.runtime.execution.forward import Forward
 from branchwork.runtime.execution.memory import allocate
+from branchwork.runtime.execution.runner import Runner
 from branchwork.runtime.models.registry import load_model
 from branchwork.runtime.plan import Plan, Row
+from branchwork.runtime.sampling.sampler import Sampler
 from branchwork.runtime.wire import Shape
-from tests.checkpoints import checkpoint
+from tests.checkpoints import VOCAB, checkpoint
 
 pytestmark = pytest.mark.interpreted
 
@@ -201,6 +203,32 @@ def test_ids_that_nobody_has_read_are_taken_from_the_draws_on_the_device(recorde
         expected = worlds[0].compute(rows)
         rows = [followed.row(0, [0], after=2), followed.row(1, [33])]
         assert torch.equal(worlds[1].compute(rows, torch.tensor(drawn)), expected)
+
+
+def test_steps_launched_before_anybody_read_the_last_ones_draws_give_the_same_tokens() -> None:
+    """As the loop does it: launch a step, read the draws of the one before, sample it. Recorded on the way."""
+    world, branches = World("llama", 4, device=Device()), Branches(4, 8, 2)
+    with torch.inference_mode():
+        plain = Runner(world.plain, Sampler(VOCAB))
+        expected = [[21], [34]]
+        for _ in range(4):
+            rows = [branches.row(n, ids[-1:]) for n, ids in enumerate(expected)]
+            for ids, row in zip(expected, plain.launch(Plan(0, tuple(rows))).sample().collect().rows, strict=True):
+                ids += row.tokens
+    branches, found = Branches(4, 8, 2), [[21], [34]]
+    with gpu():
+        runner = Runner(world.forward, Sampler(VOCAB))
+        flight = runner.launch(Plan(0, (branches.row(0, [21]), branches.row(1, [34])))).sample()
+        for step in range(1, 4):
+            following = runner.launch(
+                Plan(step, (branches.row(0, [0], after=0), branches.row(1, [0], after=1))), flight
+            )
+            for ids, row in zip(found, flight.collect().rows, strict=True):
+                ids += row.tokens
+            flight = following.sample()
+        for ids, row in zip(found, flight.collect().rows, strict=True):
+            ids += row.tokens
+    assert found == expected
 
 
 def test_a_step_that_comes_after_nothing_is_refused() -> None:
