@@ -284,19 +284,22 @@ def _finished(
     taken = np.where(partial, tiles["tokens"], 0)
     slot = np.where(partial, np.cumsum(taken) - taken, -1)
     places = _expand(tiles["first"], taken)[1]  # the entry of order behind each slot
-    by_token = np.lexsort((np.repeat(tiles["low"], taken), order[places]))
-    merged, parts = np.unique(order[places], return_counts=True)
+    owners = order[places]
+    by_token = np.lexsort((np.repeat(tiles["low"], taken), owners))
+    parts = np.bincount(owners, minlength=len(order))
+    merged = np.flatnonzero(parts)
     columns = (*(tiles[name] for name in ("base", "first", "tokens", "low", "high", "open_to", "mask")), slot)
     table = np.stack(columns, axis=1).astype(np.int32)
     table = table[np.argsort(tiles["low"] - tiles["high"], kind="stable")]
-    height = np.searchsorted(np.array(shape.heights), table[:, 2] * shape.group)
+    of_height = np.searchsorted(shape.heights, table[:, 2] * shape.group)
+    dealt = ((height, table[of_height == h]) for h, height in enumerate(shape.heights))
     return Plan(
-        tuple(Launch(shape.heights[h], np.ascontiguousarray(table[height == h])) for h in np.unique(height)),
+        tuple(Launch(height, some) for height, some in dealt if len(some)),
         words,
         at,
         int(taken.sum()),
         merged.astype(np.int32),
-        np.concatenate(([0], np.cumsum(parts))).astype(np.int32),
+        np.concatenate(([0], np.cumsum(parts[merged]))).astype(np.int32),
         by_token.astype(np.int32),
         pages,
     )

@@ -82,9 +82,10 @@ class Feed:
         self._marks: list[Callable[[], None] | None] = [None] * BUFFERS
         self._turn = 0
 
-    def send(self, parts: Sequence[Part], into: Tensor | None = None) -> Sent:
-        """The arrays, int32 and int64, on the device; in the first bytes of `into` where that is given."""
-        places = layout(parts)
+    def send(self, parts: Sequence[Part], into: Tensor | None = None, places: Sequence[Place] | None = None) -> Sent:
+        """The arrays, int32 and int64, on the device; in the first bytes of `into` where that is given. places: the
+        parts' layout, where it is known."""
+        places = places or layout(parts)
         size = places[-1].end
         buffer, packed = self._buffer(size)
         for part, (begin, end, dtype) in zip(parts, places, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.execution.driver import Driver
-from branchwork.runtime.execution.feed import Feed, Part, layout
+from branchwork.runtime.execution.feed import Feed, layout
 from branchwork.runtime.execution.inputs import Gathered
 from branchwork.runtime.models.decoder import Decoder
 
@@ -75,19 +75,18 @@ class Graphs:
             return None
         inputs = replace(inputs, planned=planned)
         parts = inputs.parts()
-        if layout(parts)[-1].end > len(self._buffer):
+        places = layout(parts)
+        if places[-1].end > len(self._buffer):
             return None
         rows = len(inputs.kv_len)
         key = (rows, planned.key)
-        sent = self._feed.send(parts, self._buffer)
+        sent = self._feed.send(parts, self._buffer, places)
         inputs.follow(sent, drawn)
-        replay = self._met.get(key) or self._begin(key, inputs, parts, sent)
+        replay = self._met.get(key) or self._begin(key, inputs, sent)
         replay()
         return self._logits[:rows]
 
-    def _begin(
-        self, key: Hashable, inputs: Gathered, parts: Sequence[Part], sent: Sequence[Tensor]
-    ) -> Callable[[], None]:
+    def _begin(self, key: Hashable, inputs: Gathered, sent: Sequence[Tensor]) -> Callable[[], None]:
         """What computes this step: recorded if its sort was met before, and else the step itself, which compiles all
         that a recording needs to find compiled."""
         logits = self._logits[: len(inputs.kv_len)]
