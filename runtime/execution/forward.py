@@ -57,7 +57,7 @@ class Forward:
         """
         a = model.spec.attention
         self._model = model
-        self._pool = pool
+        self.pool = pool
         planner = kernels.attention_planner(
             a.heads, a.kv_heads, a.head_dim, pool.page_size, model.dtype, a.windows, model.device
         )
@@ -90,7 +90,7 @@ class Forward:
     def _eager(self, inputs: Gathered, drawn: Tensor | None, rows: int | None = None) -> Computed:
         """rows: how many of the draws are anybody's, if not all of them."""
         model, step = self._model, self._inputs.send(inputs, drawn)
-        hidden = model.hidden(step, self._pool)  # [drawing rows + known tokens, C]
+        hidden = model.hidden(step, self.pool)  # [drawing rows + known tokens, C]
         wanted = inputs.wanted if rows is None else _first(inputs.wanted, rows)
         return Computed(wanted, lambda first, last: model.logits(hidden[first:last]))
 
