@@ -27,6 +27,7 @@ __all__ = [
     "paged_attention",
     "place",
     "placed",
+    "read_back",
     "shape_for",
     "shape_of",
     "tree_attention",
@@ -62,7 +63,7 @@ def paged_attention(
     """
     _check_pools(q, k_pool, v_pool)
     if plan is None:
-        plan = _read_back(q, k_pool, page_table, cu_rows, kv_len, None, window, policy)
+        plan = read_back(q, k_pool, page_table, cu_rows, kv_len, None, window, policy)
     return attend(q, k_pool, v_pool, plan, scale, window, softcap)
 
 
@@ -90,7 +91,7 @@ def tree_attention(
         raise ValueError(f"ancestors must be contiguous int32 [{len(q)}, 2], got {tuple(ancestors.shape)}")
     _check_pools(q, k_pool, v_pool)
     if plan is None:
-        plan = _read_back(q, k_pool, page_table, cu_rows, kv_len, ancestors, window, policy)
+        plan = read_back(q, k_pool, page_table, cu_rows, kv_len, ancestors, window, policy)
     return attend(q, k_pool, v_pool, plan, scale, window, softcap, ancestors)
 
 
@@ -181,7 +182,7 @@ def shape_for(
     return Shape(size, heads // kv_heads, kv_heads, heights(_width(dim, dtype)), units, window)
 
 
-def _read_back(
+def read_back(
     q: Tensor,
     k_pool: Tensor,
     page_table: Tensor,
@@ -191,7 +192,10 @@ def _read_back(
     window: int,
     policy: Policy,
 ) -> Placed:
-    """A plan from tables on the device: for who has them nowhere else."""
+    """A plan from tables on the device, for who has them nowhere else. Waits for the device.
+
+    Raises ValueError for tables of another type or shape.
+    """
     _check_tables(page_table, cu_rows, kv_len)
     table, cuts, length = (tensor.cpu().numpy() for tensor in (page_table, cu_rows, kv_len))
     shape = shape_of(q, k_pool, window)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from branchwork import kernels
 from branchwork.runtime.execution.forward import Forward
-from branchwork.runtime.execution.memory import allocate
+from branchwork.runtime.execution.memory import allocate, free_memory, working_memory
 from branchwork.runtime.execution.runner import Runner
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.layers import Rotary
+from branchwork.runtime.models.size import parameters
 from branchwork.runtime.models.spec import ModelSpec
 from branchwork.runtime.plan import Plan, Row
 from branchwork.runtime.sampling.sampler import Sampler
@@ -29,6 +30,7 @@ _GREEDY = Shape(temperature=0.0)
 _DRAWN = Shape(temperature=0.7, top_k=40, top_p=0.9, min_p=0.05)
 _PENALIZED = Shape(temperature=0.0, frequency_penalty=0.1, presence_penalty=0.1, repetition_penalty=1.1)
 _LONG = 2048  # positions of a row that is cut, so that all processors have work
+_WARM_BUDGET, _WARM_ROWS = 1024, 64  # of the steps that a stand-in computes
 _COMMON = 512  # positions that rows share, enough to be read together
 
 
@@ -74,13 +76,22 @@ def warm(runner: Runner, page: int, page_size: int, budget: int, rows: int, voca
 def compile_ahead(spec: ModelSpec, dtype: torch.dtype, device: torch.device, page_size: int, kv: torch.dtype) -> None:
     """Compile what a dense model of this spec needs, with a stand-in for it: one layer of zeros for each window.
 
-    To be called in a thread while the real weights are read. Takes an embedding and a layer of memory, and gives them
-    back. Raises torch.OutOfMemoryError where that is not there.
+    To be called in a thread when the real weights begin to be read. Takes an embedding and a layer of memory, and gives
+    them back. Raises torch.OutOfMemoryError where that is not there beside all of the weights.
     """
+    a, c = spec.attention, spec.hidden
+    windows = len(set(a.windows))
+    layer = c * ((2 * a.heads + 2 * a.kv_heads) * a.head_dim + 3 * spec.ffn)
+    needed = (windows * layer + spec.vocab * c + parameters(spec)) * dtype.itemsize
+    needed += working_memory(spec, dtype, _WARM_BUDGET, _WARM_ROWS)
+    if device.type == "cuda" and free_memory(device) < needed:
+        raise torch.OutOfMemoryError(f"{needed / 2**30:.1f} GiB are needed for the weights and a stand-in")
     model = stand_in(spec, dtype, device)
     pool = allocate(model.spec, 1, page_size, kv, device, scratch=True)
     assert pool.scratch is not None
-    warm(Runner(Forward(model, pool), Sampler(spec.vocab)), pool.scratch, page_size, 1 << 20, 1 << 10, spec.vocab)
+    warm(
+        Runner(Forward(model, pool), Sampler(spec.vocab)), pool.scratch, page_size, _WARM_BUDGET, _WARM_ROWS, spec.vocab
+    )
 
 
 def stand_in(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Decoder:
