@@ -40,8 +40,8 @@ class HostPlan(Protocol):
         """All int32; a sequence of them is to be joined. The last one's length alone varies among fitted plans."""
 
     def fitted(self) -> HostPlan | None:
-        """Of rows of one token: padded, so that its arrays are as long as those of any other with its key and number of
-        rows. None where it holds too much."""
+        """Of rows that decode: padded, so that its arrays are as long as those of any other with its key and number of
+        tokens. None where it holds too much."""
 
     def placed(self, tensors: Sequence[Tensor]) -> Mapping[int, Any]:
         """window -> plan= of paged_attention. tensors: the arrays on the device, each beginning at 16 bytes."""

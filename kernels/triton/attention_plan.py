@@ -175,16 +175,17 @@ def plans(
 
 
 def fitted(made: Plan, shape: Shape, policy: Policy = Policy()) -> Plan | None:  # noqa: B008 (frozen)
-    """A plan of rows of one token each, padded to what any such plan with its key and as many rows holds.
+    """A plan of rows that decode, padded to what such a plan with its key and as many tokens may hold.
 
-    None where it holds more. Tiles without tokens and tokens without parts do nothing.
+    None where it holds more: rows that begin alike at very many depths, prompts. Tiles without tokens and tokens
+    without parts do nothing.
     """
-    rows = len(made.order)
+    tokens = len(made.order)
     for_idle = policy.per_unit * shape.units // shape.kv_heads + 1  # tiles cut so that every unit has some
-    parts = DEPTH * rows + for_idle
+    parts = DEPTH * tokens + for_idle
     launches = []
     for i, (height, tiles) in enumerate(made.launches):
-        most = (rows // 2 if i else 2 * rows) + for_idle  # taller ones are shared: each holds several rows
+        most = (tokens // 2 if i else 2 * tokens) + for_idle  # taller ones hold several tokens each
         if len(tiles) > most:
             return None
         launches.append(Launch(height, np.concatenate((tiles, np.zeros((most - len(tiles), 8), np.int32)))))
@@ -192,7 +193,7 @@ def fitted(made: Plan, shape: Shape, policy: Policy = Policy()) -> Plan | None: 
         return None
     if not made.slots:
         return replace(made, launches=tuple(launches))
-    idle = rows - len(made.merged)
+    idle = tokens - len(made.merged)
     return replace(
         made,
         launches=tuple(launches),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -52,8 +52,9 @@ class Forward:
         driver: Driver | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        """graphs: whether decoding steps of up to `rows` rows are recorded, where attention is planned on the host; the
-        pool must have a scratch page then. driver: of the model's device; note: hears of what could not be had.
+        """graphs: whether decoding steps of up to `rows` tokens, drafts included, are recorded, where attention is
+        planned on the host; the pool must have a scratch page then. driver: of the model's device; note: hears of what
+        could not be had.
         """
         a = model.spec.attention
         self._model = model
@@ -76,22 +77,21 @@ class Forward:
 
         Raises ValueError for a plan that contradicts itself.
         """
-        rows = len(plan.rows)
-        if self._graphs is None or rows > self._graphs.sizes[-1] or not all(map(_decodes, plan.rows)):
+        graphs, tokens = self._graphs, _decoding(plan.rows)
+        if graphs is None or not 0 < tokens <= graphs.sizes[-1]:
             return self._eager(self._inputs.gather(plan), drawn)
-        size = self._graphs.sizes[bisect_left(self._graphs.sizes, rows)]
-        filled = plan if size == rows else Plan(plan.step, plan.rows + self._filling[: size - rows])
-        inputs = self._inputs.gather(filled)
-        logits = self._graphs.run(inputs, drawn)
+        size = graphs.sizes[bisect_left(graphs.sizes, tokens)]
+        inputs = self._inputs.gather(Plan(plan.step, plan.rows + self._filling[: size - tokens]))
+        logits = graphs.run(inputs, drawn)
         if logits is None:
-            return self._eager(inputs, drawn, rows)
-        return Computed(_first(inputs.wanted, rows), lambda first, last: logits[first:last])
+            return self._eager(inputs, drawn, tokens)
+        return Computed(_first(inputs.wanted, tokens), lambda first, last: logits[first:last])
 
-    def _eager(self, inputs: Gathered, drawn: Tensor | None, rows: int | None = None) -> Computed:
-        """rows: how many of the draws are anybody's, if not all of them."""
+    def _eager(self, inputs: Gathered, drawn: Tensor | None, draws: int | None = None) -> Computed:
+        """draws: how many of them are anybody's, if not all."""
         model, step = self._model, self._inputs.send(inputs, drawn)
         hidden = model.hidden(step, self.pool)  # [drawing rows + known tokens, C]
-        wanted = inputs.wanted if rows is None else _first(inputs.wanted, rows)
+        wanted = inputs.wanted if draws is None else _first(inputs.wanted, draws)
         return Computed(wanted, lambda first, last: model.logits(hidden[first:last]))
 
 
@@ -100,7 +100,7 @@ def _graphs(driver: Driver, model: Decoder, pool: KVPool, rows: int, note: Calla
         raise ValueError("recorded steps write what fills up a batch into a scratch page, and the pool has none")
     spec = model.spec
     allowance = graph_memory(spec, rows) - rows * spec.vocab * 4  # the logits are no part of a recording
-    return Graphs(driver, model, pool, rows=rows, allowance=allowance, note=note)
+    return Graphs(driver, model, pool, tokens=rows, allowance=allowance, note=note)
 
 
 def _filling(pool: KVPool, rows: int) -> tuple[Row, ...]:
@@ -110,13 +110,18 @@ def _filling(pool: KVPool, rows: int) -> tuple[Row, ...]:
     return tuple(Row(_FILLING - i, 0, (0,), page, shape) for i in range(rows))
 
 
-def _decodes(row: Row) -> bool:
-    """Whether a row is one token and one draw."""
-    return len(row.ids) == 1 and row.shape is not None and not row.draft and not row.score_next
+def _decoding(rows: Sequence[Row]) -> int:
+    """Tokens of rows in which every token has a draw, those of guesses included; 0 where one has none."""
+    tokens = 0
+    for row in rows:
+        if row.shape is None or len(row.ids) != row.draft + 1 or row.score_next:
+            return 0
+        tokens += row.draft + 1
+    return tokens
 
 
-def _first(wanted: Wanted, rows: int) -> Wanted:
-    return Wanted(wanted.drawing[:rows], ())
+def _first(wanted: Wanted, draws: int) -> Wanted:
+    return Wanted(wanted.drawing[:draws], ())
 
 
 def _print(line: str) -> None:

@@ -72,21 +72,24 @@ class Gathered:
     wanted: Wanted
 
     def parts(self) -> list[Part]:
-        """Its arrays, to be sent. Of plans that are fitted all but the last three are always as long."""
-        first: list[Part] = [self.ids, self.positions, self.slots, self.logits_index, self.cu_rows, self.kv_len]
+        """Its arrays, to be sent. Fitted plans of one key, of T tokens and as many draws, have all but the last five
+        alike in length."""
+        first: list[Part] = [self.ids, self.positions, self.slots, self.logits_index]
+        last = (self.cu_rows, self.kv_len, self.places, self.draws)
         if self.planned is not None:
-            return [*first, *self.planned.arrays, self.places, self.draws]
+            return [*first, *self.planned.arrays, *last]
         assert self.table is not None
-        return [*first, self.table.ravel(), self.places, self.draws]
+        return [*first, self.table.ravel(), *last]
 
     def step(self, sent: Sequence[Tensor]) -> Step:
         """The Step, of its parts as they were sent."""
-        ids, positions, slots, logits_index, cu_rows, kv_len = sent[:6]
+        ids, positions, slots, logits_index = sent[:4]
+        cu_rows, kv_len = sent[-4:-2]
         rows = len(self.kv_len)
         if self.planned is not None:
-            table, plans = kv_len.new_empty((rows, 0)), self.planned.placed(sent[6:-2])
+            table, plans = kv_len.new_empty((rows, 0)), self.planned.placed(sent[4:-4])
         else:
-            table, plans = sent[6].view(rows, -1), {}
+            table, plans = sent[4].view(rows, -1), {}
         return Step(ids, positions, cu_rows, kv_len, table, slots, logits_index, plans)
 
     def follow(self, sent: Sequence[Tensor], drawn: Tensor | None) -> None:

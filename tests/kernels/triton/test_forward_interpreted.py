@@ -111,12 +111,14 @@ class Branches:
         self.pages = [list(self.trunk[: common // size]) for _ in range(count)]
         self.lengths = [common // size * size] * count
 
-    def row(self, branch: int, ids: Sequence[int], after: int = -1, shape: Shape | None = GREEDY) -> Row:
+    def row(
+        self, branch: int, ids: Sequence[int], after: int = -1, shape: Shape | None = GREEDY, draft: int = 0
+    ) -> Row:
         start, pages = self.lengths[branch], self.pages[branch]
         self.lengths[branch] += len(ids)
         while len(pages) * self.size < self.lengths[branch]:
             pages.append(next(self.stock))
-        return Row(branch, start, list(ids), pages, shape, position=start + len(ids), after=after)
+        return Row(branch, start, list(ids), pages, shape, start + len(ids) - draft, after=after, draft=draft)
 
     def prompt(self, length: int) -> Row:
         """The common pages' own ids."""
@@ -191,6 +193,19 @@ def test_a_batch_smaller_than_its_recording_is_filled_up_without_a_trace() -> No
     assert (device.recorded, device.replayed) == (1, 2)
     for one, other in zip(world.pools[0].k, world.pools[1].k, strict=True):
         assert ((one[:PAGES] - other[:PAGES]).abs().max() < 1e-4).item() and other[PAGES].any()
+
+
+def test_steps_that_verify_drafts_are_recorded_with_those_that_have_as_many_tokens() -> None:
+    """All of them are steps of eight tokens, the first with taller tiles."""
+    device = Device()
+    world, branches = World("llama", 4, device=device), Branches(4, 8, 8)
+    world.begin(branches.prompt(8))
+    for drafts in ((5, 0), (1, 2, 1), (0, 4, 0), (3, 3), (0,) * 8):
+        rows = [branches.row(n, [50 + n, *range(draft)], draft=draft) for n, draft in enumerate(drafts)]
+        world.check(rows)
+        for n, draft in enumerate(drafts):
+            branches.lengths[n] -= draft  # none of them comes true
+    assert (device.recorded, device.replayed) == (1, 3)
 
 
 @pytest.mark.parametrize("recorded", [False, True])
