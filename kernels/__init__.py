@@ -6,7 +6,7 @@ T tokens, C channels, H query heads, KVH key/value heads, D head dimension, P pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,20 +18,26 @@ from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.kv import kv_row
 from branchwork.kernels.reference.quant import BLOCK, Quantized
 from branchwork.kernels.reference.sample import Draws
-from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
+from branchwork.kernels.reference.stack import Affine, Experts, Gated, LayerParts, Stack, StackParts
 from branchwork.kernels.table import Choice, implementation, report
 
 Weight = Tensor | Quantized | Packed | Float8  # what a product takes
+Stored = Tensor | Quantized | Float8  # what files hold
+ExpertWeights = Tensor | Quantized | Float8 | Sequence[Weight]  # one weight for each expert
 
 __all__ = [
     "Affine",
     "Choice",
+    "ExpertWeights",
+    "Experts",
     "Float8",
+    "Gated",
     "LayerParts",
     "Packed",
     "Quantized",
     "Stack",
     "StackParts",
+    "Stored",
     "Weight",
     "add_rms_norm",
     "apply_mask",
@@ -40,6 +46,7 @@ __all__ = [
     "gelu_mul",
     "kv_row",
     "linear",
+    "pack_experts",
     "pack_linear",
     "paged_attention",
     "penalise",
@@ -100,13 +107,14 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Weight:
+def pack_linear(weight: Stored, dtype: torch.dtype | None = None) -> Weight:
     """weight [N, K] in the layout that `linear` is fastest with on its device; of use to `linear` alone.
 
     May be a copy: drop the original where nothing else needs it. dtype: what a Quantized weight becomes where nothing
-    here multiplies integers (bfloat16 if not given). Raises ValueError for a Quantized whose parts do not fit.
+    here multiplies integers (bfloat16 if not given). Raises ValueError for a Quantized or Float8 whose parts do not
+    fit, and for a Float8 on CPUs.
     """
-    device = (weight.values if isinstance(weight, Quantized) else weight).device.type
+    device = (weight if isinstance(weight, Tensor) else weight.values).device.type
     out: Weight = implementation("pack_linear", device)(weight, dtype)
     return out
 
@@ -135,10 +143,22 @@ def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor
     return out
 
 
-def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor, gains: Tensor, experts: Tensor) -> Tensor:
+def pack_experts(
+    blocks: Iterable[tuple[Stored, Stored]], count: int, dtype: torch.dtype, device: torch.device
+) -> tuple[ExpertWeights, ExpertWeights]:
+    """(gate_up, down) of `count` experts' blocks, each (gate over up [2F, C], down [C, F]), for `expert_mlp` on device.
+
+    The blocks are read one after another. dtype: that of rows, and of weights that nothing here multiplies as they are.
+    """
+    out: tuple[ExpertWeights, ExpertWeights] = implementation("pack_experts", device.type)(blocks, count, dtype)
+    return out
+
+
+def expert_mlp(x: Tensor, gate_up: ExpertWeights, down: ExpertWeights, gains: Tensor, experts: Tensor) -> Tensor:
     """The chosen experts' feed-forward blocks (silu_mul between two products), weighed by gains and added. [T, C].
 
-    x [T, C], gate_up [E, 2F, C], down [E, C, F] of one type; gains, experts [T, k] as `route` gives them.
+    x [T, C]; gate_up and down as `pack_experts` made them, or tensors [E, 2F, C] and [E, C, F] of x's type; gains,
+    experts [T, k] as `route` gives them.
     """
     out: Tensor = implementation("expert_mlp", x.device.type)(x, gate_up, down, gains, experts)
     return out

@@ -88,6 +88,15 @@ def linear(x: Tensor, weight: Quantized, bias: Tensor | None) -> Tensor:
     return (out if bias is None else out + bias.float()).to(x.dtype)
 
 
+def rows(weight: Quantized, ids: Tensor) -> Quantized:
+    """Rows of the weight at ids int64 [T], as a weight [T, K]."""
+    values, scales, offsets = (
+        None if part is None else part.index_select(0, ids) for part in (weight.values, weight.scales, weight.offsets)
+    )
+    assert values is not None and scales is not None
+    return Quantized(values, scales, offsets, weight.bits, weight.group)
+
+
 def cat(parts: Sequence[Quantized]) -> Quantized:
     """Weights with the same K below each other. Where they differ in bits, groups or offsets all become what holds
     every one of them exactly: 8 bits, the largest group that divides each, offsets."""

@@ -5,15 +5,20 @@ Knows: Triton. Must not know: models, which chip this is. Nothing here waits for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from branchwork.kernels.reference import float8, quant
+from branchwork.kernels.reference.moe import Stored
+from branchwork.kernels.reference.quant import Quantized
 from branchwork.kernels.table import chip
 from branchwork.kernels.triton.activation import silu_mul
 from branchwork.kernels.triton.language import available, blocks, jit, power_of_2, tl, why
 from branchwork.kernels.triton.tuning import Specimen, launch
 
-__all__ = ["SPECIMENS", "available", "expert_mlp", "route", "sorted_slots", "why"]
+__all__ = ["SPECIMENS", "available", "expert_mlp", "pack_experts", "route", "sorted_slots", "why"]
 
 FEW = 16  # slots an expert gets on average up to which narrow tiles are used
 
@@ -122,6 +127,24 @@ def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor
             **row,
         )
     return gains, experts
+
+
+def pack_experts(blocks: Iterable[tuple[Stored, Stored]], count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `kernels.pack_experts`: weights of all experts behind each other, [E, 2F, C] and [E, C, F] of dtype."""
+    whole: list[Tensor] = []
+    for expert, block in enumerate(blocks):
+        floats = [_floats(part, dtype) for part in block]
+        if not whole:
+            whole = [part.new_empty((count, *part.shape)) for part in floats]
+        for out, part in zip(whole, floats, strict=True):
+            out[expert] = part
+    return whole[0], whole[1]
+
+
+def _floats(weight: Stored, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
+    return quant.dequantize(weight, dtype) if isinstance(weight, Quantized) else float8.dequantize(weight, dtype)
 
 
 def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor, gains: Tensor, experts: Tensor) -> Tensor:

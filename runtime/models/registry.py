@@ -13,8 +13,9 @@ import torch
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.loading.weights import choose_dtype
-from branchwork.runtime.models import llama, mistral, qwen2, qwen3
-from branchwork.runtime.models.decoder import Decoder, Progress
+from branchwork.runtime.models import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
+from branchwork.runtime.models.decoder import Decoder
+from branchwork.runtime.models.reader import Progress
 from branchwork.runtime.models.spec import Fields, ModelSpec
 
 FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
@@ -22,6 +23,9 @@ FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
     "MistralForCausalLM": mistral.spec,
     "Qwen2ForCausalLM": qwen2.spec,
     "Qwen3ForCausalLM": qwen3.spec,
+    "MixtralForCausalLM": mixtral.spec,
+    "Qwen2MoeForCausalLM": qwen2_moe.spec,
+    "Qwen3MoeForCausalLM": qwen3_moe.spec,
 }
 
 

@@ -12,7 +12,8 @@ from branchwork.kernels.reference.norm import rms_norm
 
 
 def test_every_op_of_the_door_is_a_row_of_the_table() -> None:
-    types = {"Affine", "Choice", "Float8", "LayerParts", "Packed", "Quantized", "Stack", "StackParts", "Weight"}
+    types = {"Affine", "Choice", "ExpertWeights", "Experts", "Float8", "Gated", "LayerParts", "Packed", "Quantized"}
+    types |= {"Stack", "StackParts", "Stored", "Weight"}
     assert set(kernels.__all__) - types - {"kv_row", "report"} == set(table.TABLE)
 
 
