@@ -167,7 +167,8 @@ def expert_mlp(x: Tensor, gate_up: ExpertWeights, down: ExpertWeights, gains: Te
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
     """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] in place; slots int64 [T], slot = page * S + offset.
 
-    Pools of int8 are [P, KVH, S, D + 8]: D integers, their float32 scale (absmax / 127), four unused bytes.
+    Pools of int8 are [P, KVH, S, D + 8]: D integers, their float32 scale (absmax / 127), four unused bytes. Pools of
+    float8_e4m3fn have no scale: what is beyond 448 becomes 448.
     """
     implementation("store_kv", k.device.type)(k, v, k_pool, v_pool, slots)
 
@@ -190,8 +191,8 @@ def paged_attention(
     scale: float,
     window: int,
 ) -> Tensor:
-    """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D], of q's type or int8 as `store_kv`
-    writes it. Returns [T, H, D].
+    """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D], of q's type, or int8 or
+    float8_e4m3fn (on GPUs) as `store_kv` writes it. Returns [T, H, D].
 
     page_table int32 [R, maxpages], cu_rows int32 [R + 1], kv_len int32 [R]: row r owns q[cu_rows[r] : cu_rows[r + 1]];
     the i-th of its n tokens stands at position kv_len[r] - n + i and attends to all positions up to its own, or to the

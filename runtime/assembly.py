@@ -141,7 +141,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     size = ModelSize(
         context=spec.context,
         page_bytes=sum(
-            bytes_per_page(each.spec, config.page_size, kv_dtype(config.kv_dtype, each.dtype)) for each in models
+            bytes_per_page(each.spec, config.page_size, kv_dtype(config.kv_dtype, each.dtype, each.device))
+            for each in models
         ),
         weight_bytes=sum(each.weight_bytes for each in models),
     )

@@ -23,11 +23,16 @@ _FILES = (  # limit, use and statistics of a control group, version 2 and versio
 )
 
 
-def kv_dtype(wanted: str, compute: torch.dtype) -> torch.dtype:
-    """The type of KV pools for kv_dtype= auto | float32 | bfloat16 | int8 of a model that computes in `compute`.
+def kv_dtype(wanted: str, compute: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type of KV pools for kv_dtype= auto | float32 | bfloat16 | int8 | float8 of a model that computes in
+    `compute` on a device.
 
-    Raises LoadError (kv_dtype) for a type that attention in `compute` cannot read.
+    Raises LoadError (kv_dtype) for a type that attention in `compute` cannot read there.
     """
+    if wanted == "float8":
+        if device.type == "cpu":
+            raise LoadError("kv_dtype", "kv_dtype=float8 is for GPUs; on a CPU give kv_dtype=int8, of nearly its size")
+        return torch.float8_e4m3fn
     dtype = compute if wanted == "auto" else getattr(torch, wanted)
     if dtype not in (compute, torch.int8):
         name = str(compute).removeprefix("torch.")

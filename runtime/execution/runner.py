@@ -99,7 +99,7 @@ class Runner:
     @classmethod
     def build(cls, model: Decoder, *, pages: int, page_size: int, kv: str = "auto") -> Runner:
         """kv: the pool's type, as Config.kv_dtype. Raises LoadError: memory, when the pages do not fit; kv_dtype."""
-        pool = allocate(model.spec, pages, page_size, kv_dtype(kv, model.dtype), model.device)
+        pool = allocate(model.spec, pages, page_size, kv_dtype(kv, model.dtype, model.device), model.device)
         return cls(model, pool, Sampler(model.spec.vocab))
 
     def launch(self, plan: Plan) -> Pending:

@@ -78,7 +78,11 @@ def config_of(file: GgufFile) -> dict[str, Any]:
                 "unsupported", f"{file.path}: {kind}.{key}={count(key)} differs from the head size {head_dim}"
             )
     if f"{kind}.expert_count" in file.metadata and count("expert_count"):
-        raise LoadError("unsupported", f"{file.path}: mixtures of experts are not supported ({kind}.expert_count)")
+        raise LoadError(
+            "unsupported",
+            f"{file.path}: mixtures of experts are not read from GGUF files ({kind}.expert_count); safetensors of the "
+            "same model are, with quantize=int8 or int4 where they should be smaller",
+        )
     embedding = file.tensors.get("token_embd.weight")
     values: dict[str, Any] = {
         "architectures": [_CLASSES[kind]],
