@@ -19,7 +19,7 @@ from branchwork.kernels.reference.kv import kv_row
 from branchwork.kernels.reference.quant import BLOCK, Quantized
 from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.reference.stack import Affine, Experts, Gated, LayerParts, Stack, StackParts
-from branchwork.kernels.table import Choice, implementation, report
+from branchwork.kernels.table import Choice, implementation, report, serves_float8
 
 Weight = Tensor | Quantized | Packed | Float8  # what a product takes
 Stored = Tensor | Quantized | Float8  # what files hold
@@ -57,6 +57,7 @@ __all__ = [
     "rope_store_kv",
     "route",
     "sample",
+    "serves_float8",
     "silu_mul",
     "stack",
     "store_kv",

@@ -131,6 +131,11 @@ def kind(device_type: str) -> str:
     return "rocm" if torch.version.hip else "cuda"
 
 
+def serves_float8(device_type: str) -> bool:
+    """Whether weights, keys and values of e4m3 are read as they are on devices of this type."""
+    return kind(device_type) != "cpu"
+
+
 @cache
 def chip(device: Any) -> str:
     """A torch device's chip as tables of launch parameters name it: "sm_90", "gfx942"; "default" for no GPU."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from branchwork import kernels
 from branchwork.runtime.cache import kv_pool
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.config import free_memory as system_free_memory
@@ -30,7 +31,7 @@ def kv_dtype(wanted: str, compute: torch.dtype, device: torch.device) -> torch.d
     Raises LoadError (kv_dtype) for a type that attention in `compute` cannot read there.
     """
     if wanted == "float8":
-        if device.type == "cpu":
+        if not kernels.serves_float8(device.type):
             raise LoadError("kv_dtype", "kv_dtype=float8 is for GPUs; on a CPU give kv_dtype=int8, of nearly its size")
         return torch.float8_e4m3fn
     dtype = compute if wanted == "auto" else getattr(torch, wanted)

@@ -62,7 +62,7 @@ class Reader:
 
     def _stored(self, name: str) -> kernels.Stored:
         part = self._checkpoint.matrix(name, self.dtype, self.device)
-        if isinstance(part, Float8) and self.device.type == "cpu":
+        if isinstance(part, Float8) and not kernels.serves_float8(self.device.type):
             self.widened = True
             return dequantize(part, self.dtype)
         return part

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from branchwork import kernels
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.loading.quantize import FP8
@@ -57,7 +58,7 @@ def load_model(
     spec = load_spec(model)
     where = torch.device(device)
     chosen = choose_dtype(dtype, spec.stored, where)
-    if quantize == FP8 and where.type == "cpu":
+    if quantize == FP8 and not kernels.serves_float8(where.type):
         raise LoadError(
             "unsupported",
             "quantize=fp8 is for GPUs, CPUs have no products with e4m3; use quantize=int8, of the same size",
