@@ -75,7 +75,7 @@ KINDS: dict[str, Callable[[Tensor], Quantized | Float8]] = {
 }
 
 
-@pytest.mark.parametrize("tokens", [5, 60])
+@pytest.mark.parametrize("tokens", [5, pytest.param(60, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_expert_weights_of_bytes_are_never_rounded(kind: str, tokens: int) -> None:
     size, channels, ffn = 3, 64, 96

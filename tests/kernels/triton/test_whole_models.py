@@ -36,8 +36,8 @@ STORED: dict[str, Callable[[Tensor], Tensor | Quantized | Float8]] = {
 }
 
 
-def parts(kind: str, sparse: bool, plain: bool) -> kernels.StackParts:
-    """A model of 2 layers, the second of which has experts if `sparse`; plain: the same numbers as floats."""
+def parts(kind: str, plain: bool) -> kernels.StackParts:
+    """A model of 2 layers, the second of which has experts; plain: the same numbers as floats."""
     draw = torch.Generator().manual_seed(1)
 
     def weight(outputs: int, inputs: int) -> Any:
@@ -60,7 +60,7 @@ def parts(kind: str, sparse: bool, plain: bool) -> kernels.StackParts:
             qk_norm=(heads[0], heads[1]),
             out=kernels.Affine(weight(HIDDEN, 64)),
             post_norm=norm,
-            mlp=kernels.Experts(router, EXPERTS, 2, True, lambda e: gated()) if sparse and i else gated(),
+            mlp=kernels.Experts(router, EXPERTS, 2, True, lambda e: gated()) if i else gated(),
             window=SPEC.attention.windows[i],
         )
 
@@ -68,7 +68,7 @@ def parts(kind: str, sparse: bool, plain: bool) -> kernels.StackParts:
     return kernels.StackParts(
         embed=embed, norm=torch.ones(HIDDEN), head=embed, layer=layer,
         angles=Rotary(SPEC.rope, 16, torch.device("cpu")),
-        layers=2, heads=4, kv_heads=2, dim=16, ffn=FFN, eps=SPEC.eps, bytes=0, dense=not sparse,
+        layers=2, heads=4, kv_heads=2, dim=16, ffn=FFN, eps=SPEC.eps, bytes=0, dense=False,
     )  # fmt: skip
 
 
@@ -84,9 +84,9 @@ def chosen(name: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
     table.implementation.cache_clear()
 
 
-def logits(kind: str, sparse: bool, plain: bool, held: torch.dtype) -> Tensor:
+def logits(kind: str, plain: bool, held: torch.dtype) -> Tensor:
     """Of a prompt of 9 ids, and then of one more id beside another row's 4."""
-    model = Decoder(SPEC, parts(kind, sparse, plain))
+    model = Decoder(SPEC, parts(kind, plain))
     assert model._stack is None
     pool = KVPool(2, 12, 2, 2, 16, held, model.device)
     ids = torch.arange(3, 17)
@@ -115,21 +115,18 @@ def logits(kind: str, sparse: bool, plain: bool, held: torch.dtype) -> Tensor:
     return torch.cat((prompt, later))
 
 
-def assert_near(kind: str, sparse: bool, held: torch.dtype, close: float, patch: pytest.MonkeyPatch) -> None:
+def assert_near(kind: str, held: torch.dtype, close: float, patch: pytest.MonkeyPatch) -> None:
     with chosen("reference", patch):
-        expected = logits(kind, sparse, True, held)
+        expected = logits(kind, True, held)
     with chosen("triton", patch):
-        found = logits(kind, sparse, False, held)
+        found = logits(kind, False, held)
     assert not found.isnan().any()
     assert ((found - expected).norm() / expected.norm()).item() < close
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "experts"])
 @pytest.mark.parametrize("kind", STORED)
-def test_weights_of_every_kind_give_what_their_floats_give(
-    kind: str, sparse: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert_near(kind, sparse, torch.float32, 1e-5, monkeypatch)
+def test_weights_of_every_kind_give_what_their_floats_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_near(kind, torch.float32, 1e-5, monkeypatch)
 
 
 @pytest.mark.parametrize("held", [torch.int8, torch.float8_e4m3fn])
@@ -137,4 +134,4 @@ def test_keys_and_values_of_bytes_are_what_the_definition_keeps(
     held: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A number that lies between two of the few there are may go either way."""
-    assert_near("floats", False, held, 0.01, monkeypatch)
+    assert_near("floats", held, 0.01, monkeypatch)
