@@ -9,6 +9,7 @@ order in which `route` names them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def expert_mlp(
     cuts = [0, *(np.flatnonzero(np.diff(sorted_)) + 1).tolist(), len(flat)]
     rows = x.index_select(0, torch.from_numpy(order // fan))  # by expert
     parts = torch.empty((len(flat), x.shape[1]), dtype=x.dtype)
-    for begin, end in zip(cuts, cuts[1:]):
+    for begin, end in pairwise(cuts):
         if begin < end:
             name = int(sorted_[begin])
             parts[begin:end] = linear(gated(linear(rows[begin:end], gate_up[name], None)), down[name], None)

@@ -17,7 +17,7 @@ from branchwork.runtime.loading.packed import SCHEMES, PackedWeights
 from branchwork.runtime.loading.quantize import Quantizing
 from branchwork.runtime.loading.weights import Weights
 
-_FLOAT8 = ("fp8", "compressed-tensors")
+FLOAT8 = ("fp8", "compressed-tensors")  # quant_methods
 
 
 def open_checkpoint(model: Path, quantize: str = "") -> Checkpoint:
@@ -36,12 +36,12 @@ def _open(model: Path) -> Checkpoint:
     if not said:
         return Weights(model)
     method = said.get("quant_method") if isinstance(said, dict) else said
-    if method in _FLOAT8:
+    if method in FLOAT8:
         return Float8Weights(Weights(model), said, str(model / "config.json"))
     if method not in SCHEMES:
         raise LoadError(
             "unsupported",
             f"{model / 'config.json'}: quantization method {method!r} is not supported; supported: "
-            f"{', '.join((*SCHEMES, *_FLOAT8))}, GGUF files, and quantize=int8 or int4 for the unquantized checkpoint",
+            f"{', '.join((*SCHEMES, *FLOAT8))}, GGUF files, and quantize=int8 or int4 for the unquantized checkpoint",
         )
     return PackedWeights(Weights(model), SCHEMES[method](said, str(model / "config.json")))

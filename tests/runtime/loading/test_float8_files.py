@@ -10,14 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from branchwork import doctor_model
 from branchwork.kernels import Float8, Quantized
 from branchwork.kernels.reference import float8, quant
 from branchwork.quantize import write_quantized
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.formats import open_checkpoint
+from branchwork.runtime.loading.weights import choose_dtype
 from branchwork.runtime.models.decoder import ignorable, tensors
 from branchwork.runtime.models.reader import Reader
 from branchwork.runtime.models.registry import load_model, load_spec
+from branchwork.runtime.models.size import parameters
 from tests.checkpoints import checkpoint, copy_of, edit_config
 from tests.gguf_files import tensors_of
 from tests.runtime.loading.test_gguf import SAPLING
@@ -75,6 +78,9 @@ def test_e4m3_matrices_compute_on_a_cpu_what_value_times_scale_is(kind: str, tmp
     model = load_model(directory, dtype="float32")
     assert model.quantization == ""
     assert any("fp8 becomes float32 on a CPU" in note for note in model.notes)
+    each = choose_dtype("auto", model.spec.stored, CPU).itemsize
+    assert doctor_model.weight_bytes(directory, model.spec) == each * parameters(model.spec)
+    assert model.weight_bytes == 4 * parameters(model.spec)
     expected = all_logits(load_model(plain(tmp_path / "plain", meant), dtype="float32"), IDS, 4, 7)
     assert torch.equal(all_logits(model, IDS, 4, 7), expected)
 
