@@ -101,6 +101,17 @@ def checkpoint(name: str) -> Path:
     return directory
 
 
+def wide(where: Path) -> Path:
+    """A Mixtral below `where` whose matrices have rows of whole blocks of 32."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "initializer_range": 0.1}
+    config = transformers.MixtralConfig(**{**_SIZES, "num_attention_heads": 4, "num_local_experts": 8, **sizes})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(where / "wide")
+    write_tokenizer(where / "wide")
+    return where / "wide"
+
+
 def copy_of(name: str, where: Path) -> Path:
     """A private copy of a checkpoint below `where`."""
     return Path(shutil.copytree(checkpoint(name), where / name))

@@ -18,6 +18,7 @@ from branchwork.kernels.reference.quant import Quantized
 from branchwork.runtime.loading.checkpoint import Checkpoint
 from branchwork.runtime.models.stored import joined
 
+STEPS = 500  # of progress that are told apart
 Progress = Callable[[float], None]
 Part = TypeVar("Part", bound=Tensor | Quantized | Float8)
 
@@ -44,7 +45,7 @@ class Reader:
         self._checkpoint = checkpoint
         self._expected = expected
         self._total = sum(map(math.prod, expected.values()))
-        self._read = 0  # elements
+        self._read = self._said = 0  # elements: handed out, and when progress was last told
         self._progress = progress
 
     def read(self, *names: str) -> Tensor:
@@ -72,6 +73,8 @@ class Reader:
         if name not in self.bytes:
             self._read += math.prod(self._expected[name])
         self.bytes[name] = part.nbytes
-        if self._progress is not None:
+        far = self._read - self._said >= self._total // STEPS or self._read == self._total
+        if self._progress is not None and far:  # a mixture has tens of thousands of tensors
+            self._said = self._read
             self._progress(self._read / self._total)
         return part

@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from branchwork.kernels.reference.quant import BLOCK
 from branchwork.quantize import write_quantized
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.moe import idle, is_expert
 from branchwork.runtime.models.registry import load_model, load_spec
 from branchwork.runtime.models.size import in_layers, parameters
 from branchwork.runtime.models.spec import ExpertSpec
-from tests.checkpoints import checkpoint, copy_of, edit_config
+from tests.checkpoints import checkpoint, copy_of, edit_config, wide
 from tests.runtime.models.test_parity import all_logits, prompt
 from tests.runtime.models.test_spec import refusal, write
 
@@ -92,17 +91,3 @@ def test_quantized_experts_stay_near_and_are_written_as_they_run(kind: str, near
     assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).median() > near
     write_quantized(directory, tmp_path / "out", kind)
     assert torch.equal(all_logits(load_model(tmp_path / "out", dtype="float32"), ids, 4, 7), found)
-
-
-def wide(where: Path) -> Path:
-    """Mixtral whose matrices have rows of whole blocks."""
-    import transformers
-
-    sizes = {"hidden_size": 2 * BLOCK, "intermediate_size": 3 * BLOCK, "num_hidden_layers": 2, "vocab_size": 320}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8, "initializer_range": 0.1}
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        transformers.MixtralConfig(**sizes, **heads, max_position_embeddings=256)
-    )
-    model.save_pretrained(where / "wide")
-    return where / "wide"
