@@ -112,8 +112,7 @@ def pack_linear(weight: Stored, dtype: torch.dtype | None = None) -> Weight:
     """weight [N, K] in the layout that `linear` is fastest with on its device; of use to `linear` alone.
 
     May be a copy: drop the original where nothing else needs it. dtype: what a Quantized weight becomes where nothing
-    here multiplies integers (bfloat16 if not given). Raises ValueError for a Quantized or Float8 whose parts do not
-    fit, and for a Float8 on CPUs.
+    here multiplies integers, and a Float8 on CPUs (bfloat16 if not given). Raises ValueError for parts that do not fit.
     """
     device = (weight if isinstance(weight, Tensor) else weight.values).device.type
     out: Weight = implementation("pack_linear", device)(weight, dtype)

@@ -91,7 +91,9 @@ def pack(weight: Tensor | Quantized | Float8, bias: Tensor | None = None) -> Pac
 
 
 def pack_linear(weight: Tensor | Quantized | Float8, dtype: torch.dtype | None = None) -> Packed | Tensor:
-    """The weight packed; as it is, where it is of a type that is computed in by torch alone."""
+    """The weight packed, a Float8 as the numbers it stands for; as it is, where torch alone computes in its type."""
+    if isinstance(weight, Float8):
+        weight = plain.pack_linear(weight, dtype)
     if isinstance(weight, Tensor) and weight.dtype not in _KINDS:
         return weight
     return pack(weight)

@@ -62,7 +62,8 @@ def cat(parts: Sequence[Float8]) -> Float8:
         tall, wide = part.block[0] // rows, min(part.block[1], inputs) // columns
         finer = part.scales.repeat_interleave(tall, 0).repeat_interleave(wide, 1)
         scales.append(finer[: -(-part.shape[0] // rows), : -(-inputs // columns)])
-    return Float8(torch.cat([part.values for part in parts]), torch.cat(scales), (rows, columns))
+    values = torch.cat([part.values.view(torch.uint8) for part in parts])  # bytes, which every device can move
+    return Float8(values.view(torch.float8_e4m3fn), torch.cat(scales), (rows, columns))
 
 
 def check(weight: Float8) -> None:
