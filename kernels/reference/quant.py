@@ -134,7 +134,7 @@ def _integers(weight: Quantized) -> Tensor:
     return torch.stack((low, high), dim=-1).view(weight.shape).to(torch.int8)
 
 
-_ROWS = 1 << 18  # numbers that are quantized at a time: what a core's caches hold
+_AT_ONCE = {"cpu": 1 << 18}  # numbers that are quantized at a time: what a core's caches hold, elsewhere 2**24
 
 
 def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None = None) -> Quantized:
@@ -150,7 +150,7 @@ def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None
         raise ValueError(
             f"4 or 8 bits and a group, a multiple of {BLOCK} that divides {inputs}, not {bits} and {group}"
         )
-    step = max(1, _ROWS // inputs)
+    step = max(1, _AT_ONCE.get(weight.device.type, 1 << 24) // inputs)
     parts = [_quantized(weight[n : n + step].float(), bits, group, shifted) for n in range(0, outputs, step)]
     values, scales, shifts = (torch.cat([part[i] for part in parts]) for i in range(3))
     return Quantized(values, scales, shifts if shifted else None, bits, group)
