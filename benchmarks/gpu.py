@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from gpu_parts import Setting
 from gpu_processes import Part, apart, here
 from gpu_report import Figure, line, show, write
+from gpu_setting import Setting
 from rich.console import Console
 
 WIDTH = 170  # of the table, at least: its rows are long

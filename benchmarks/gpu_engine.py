@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from gpu_driver import Ask, Driver, prompt
 from gpu_models import SIZES, written
-from gpu_parts import COPY, Item, Setting
 from gpu_report import Figure
+from gpu_setting import COPY, Item, Setting, tidy
 
 from branchwork.kernels.triton import attention_plan
 
@@ -62,7 +62,9 @@ class _Served:
         return self._driver
 
     def close(self) -> None:
+        """Give its memory back: the next model wants nearly all."""
         self._driver = None
+        tidy(self.setting)
 
 
 def engine(setting: Setting) -> Iterator[Item]:
@@ -113,7 +115,7 @@ def _shared(served: _Served) -> list[Figure]:
     asks = [Ask([*trunk, *prompt(f"branch {r}", own, served.vocab)], 24, stream=True) for r in range(rows)]
     figures = []
     steps = []
-    for what, switch in (("read once", _as_it_is), ("read by each", _unshared)):
+    for what, switch in (("read once", _as_it_is), ("read by each", unshared)):
         with switch():
             found = served.driver.run(asks)
         steps.append(found.step(rows))
@@ -129,7 +131,7 @@ def _as_it_is() -> Iterator[None]:
 
 
 @contextmanager
-def _unshared() -> Iterator[None]:
+def unshared() -> Iterator[None]:
     """No two rows are planned to read a page together; whoever plans, does so through this function."""
 
     def none(page_table: Any, usable: Any, counts: Any, *_: Any) -> tuple[Any, Any, Any]:

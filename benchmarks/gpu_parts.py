@@ -6,42 +6,15 @@ A part gives Items one by one; whoever runs them decides how long, and what a fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import gpu_cases
 import torch
 from gpu_case import Case
 from gpu_report import Figure
+from gpu_setting import COPY, MATMUL, Item, Setting
 from gpu_timing import Rooflines, Timing, copy_bandwidth, described, matmul_rate, timed
-
-COPY, MATMUL = "copy bandwidth", "bf16 matmul rate"
-
-
-class Setting(NamedTuple):
-    """What a part is told. known: values of earlier parts by name. each: seconds of one timing. scratch: a folder for
-    what is made at run time."""
-
-    device: str
-    tiny: bool
-    known: Mapping[str, float]
-    each: float
-    scratch: Path
-
-    @property
-    def where(self) -> torch.device:
-        return torch.device(self.device)
-
-    @property
-    def rooflines(self) -> Rooflines:
-        return Rooflines(self.known[COPY], self.known[MATMUL])
-
-
-class Item(NamedTuple):
-    name: str
-    run: Callable[[], list[Figure]]
 
 
 def environment(setting: Setting) -> Iterator[Item]:
@@ -88,7 +61,7 @@ def _measured(case: Case, setting: Setting) -> list[Figure]:
     moved = case.moved(dtype.itemsize)
     ours = timed(lambda: case.call(inputs), device, setting.each)
     rates = f"{moved / ours.seconds / 1e9:,.0f} GB/s, {case.operations / ours.seconds / 1e12:,.1f} Top/s"
-    least, bound = setting.rooflines.seconds(moved, case.operations)
+    least, bound = Rooflines(setting.known[COPY], setting.known[MATMUL]).seconds(moved, case.operations)
     spent = Figure("kernels", case.name, ours.seconds * 1e6, "us", aims.get("microseconds"), most=True)
     share = Figure("kernels", f"{case.name}: share of {bound}", least / ours.seconds, "", aims.get("roofline"))
     figures = [spent._replace(note=f"{rates}, {ours.how}"), share]

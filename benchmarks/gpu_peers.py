@@ -15,8 +15,8 @@ import torch
 from gpu_driver import prompt
 from gpu_engine import FULL, TINY, models
 from gpu_models import SIZES, written
-from gpu_parts import Item, Setting
 from gpu_report import Figure
+from gpu_setting import Item, Setting, tidy
 
 GAIN = 5.0  # times the offline throughput of continuous batching, for an 8B model
 
@@ -43,7 +43,9 @@ class _Loaded:
         return self._model
 
     def close(self) -> None:
+        """Give its memory back: the next model wants nearly all."""
         self._model = None
+        tidy(self.setting)
 
     def figure(self, what: str, ours: str, found: float, note: str, aim: float | None = None) -> list[Figure]:
         """Their tokens/s, and ours as a multiple of it where ours was measured."""

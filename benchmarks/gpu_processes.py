@@ -6,7 +6,6 @@ An item that fails is a figure with its fault. When the device is lost with it, 
 
 from __future__ import annotations
 
-import gc
 import importlib
 import multiprocessing
 import os
@@ -16,8 +15,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from gpu_parts import Setting
 from gpu_report import Figure
+from gpu_setting import Setting, tidy
 
 GRACE = 45.0  # seconds beyond a part's time after which its process is ended
 PROCESSES = 8  # for one part, counting those that had to be started again
@@ -137,21 +136,12 @@ def _figures(
             traceback.print_exc()
             figures = [Figure(part, item.name, fault=f"{type(error).__name__}: {error}"[:500])]
         yield index, figures
-        _tidy(setting)
-
-
-def _tidy(setting: Setting) -> None:
-    """Give back what an item left, so that the next one finds the device empty."""
-    gc.collect()
-    if setting.where.type == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
+        tidy(setting)
 
 
 def _lost(setting: Setting) -> str:
     """Why the device can no longer be used by this process; empty where it can."""
-    if setting.where.type != "cuda":
+    if setting.device == "cpu":
         return ""
     import torch
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 
 class Figure(NamedTuple):
-    """value None: not measured, and `fault` or `note` says why. aim: the least value wanted, with `most` the largest."""
+    """value None: not measured, `fault` or `note` says why. aim: the least value wanted; with `most`, the largest."""
 
     part: str
     name: str

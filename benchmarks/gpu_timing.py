@@ -42,12 +42,12 @@ class Timing(NamedTuple):
 def timed(call: Callable[[], object], device: torch.device, seconds: float) -> Timing:
     """`call` on `device`, for about so long. On a GPU as a captured graph where it can be captured, so that the time is
     the device's alone; its second-level cache is overwritten between runs."""
-    call()
-    call()
     if device.type == "cpu":
         begun = time.perf_counter()
         call()
         return Timing(time.perf_counter() - begun, 1, "cpu")
+    call()  # compiles
+    call()
     torch.cuda.synchronize()
     replay, how = _captured(call)
     dirt = torch.empty(FLUSH // 4, dtype=torch.int32, device=device)
@@ -95,7 +95,7 @@ def matmul_rate(device: torch.device, size: int, seconds: float) -> float:
 
 def described(device: torch.device) -> dict[str, str]:
     """Device, driver, clocks, memory and versions, by name."""
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     try:
         import triton
     except ImportError:
