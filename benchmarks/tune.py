@@ -75,7 +75,8 @@ def _compiled(row: Row) -> tuple[tuple[str, int], ...]:
 
 
 def times(op: str, rows: Sequence[Row], cases: Sequence[Case], device: torch.device, progress: Progress) -> list[float]:
-    """Each row's time over the first one's, as a geometric mean over the cases; infinite where it does not run."""
+    """Each row's time over the first one's (if that runs, else the best one's), as a geometric mean over the cases;
+    infinite where it does not run."""
     ratios = [[] for _ in rows]  # type: list[list[float]]
     bar = progress.add_task(f"{op}: timing", total=len(rows) * len(cases))
     for case in cases:
@@ -89,8 +90,11 @@ def times(op: str, rows: Sequence[Row], cases: Sequence[Case], device: torch.dev
                     progress.console.print(f"{op} {row}: {type(error).__name__}: {error}"[:300])
                     found.append(math.inf)
             progress.advance(bar)
+        base = found[0] if found[0] < math.inf else min(found)
+        if base == math.inf:
+            raise RuntimeError(f"{op}: no row runs {case.name}")
         for ratio, seconds in zip(ratios, found):
-            ratio.append(seconds / found[0])
+            ratio.append(seconds / base)
     progress.remove_task(bar)
     return [math.exp(sum(math.log(x) for x in ratio) / len(ratio)) for ratio in ratios]
 

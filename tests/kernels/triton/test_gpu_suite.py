@@ -27,6 +27,7 @@ import gpu_engine
 import gpu_peers
 import gpu_processes
 from gpu_case import Aim, Case, different, distance, normal
+from gpu_cases_attention import Shape as attention_shape
 from gpu_parts import kernels
 from gpu_processes import Part, apart, here
 from gpu_report import Figure, line
@@ -153,6 +154,30 @@ def test_a_rival_that_does_not_run_is_a_note_and_its_aim_is_not_measured(
     spent, share, ratio = next(kernels(setting)).run()
     assert spent.value and share.reached and ratio.reached is None
     assert "not here" in ratio.note and not ratio.failed
+
+
+def test_rivals_do_the_work_that_they_are_compared_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # minutes on a CPU
+    few = {"heads": 4, "kv_heads": 2, "dim": 16, "size": 4}
+    shapes = [((1, 9),) * 2, ((6, 6),), ((3, 8),)]
+    extra = [
+        gpu_cases_attention.case(str(rows), attention_shape(rows, **few), dtypes="fp32", flex=True) for rows in shapes
+    ]
+    compared = set()
+    for case in [*gpu_cases.tiny(), *extra]:
+        inputs = case.make(CPU, torch.float32)
+        exact = case.exact(inputs)
+        exact = exact[0] if isinstance(exact, tuple) else exact
+        for rival, prepare in case.rivals.items():
+            if rival in ("plain paged", "softmax + topk") or "multinomial" in rival:
+                continue  # ours, or random
+            found = prepare(case.make(CPU, torch.float32))()
+            if rival in ("SDPA", "FlexAttention"):
+                found = found.transpose(1, 2).reshape(exact.shape)
+            if rival != "torch" or found is not None:  # a mask is applied in place
+                assert distance(found, exact) < 1e-4, (case.name, rival)
+            compared.add(rival)
+    assert {"SDPA", "FlexAttention", "F.rms_norm", "dequantize + matmul", "expert by expert"} <= compared
 
 
 def test_a_figure_says_whether_its_aim_is_reached() -> None:
