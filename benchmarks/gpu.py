@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from gpu_setting import Setting
 from rich.console import Console
 
 WIDTH = 170  # of the table, at least: its rows are long
+ROOM = 40 * 2**30  # bytes: the models' files, and as much again
 SECONDS = 430.0  # of all parts; what one leaves, the later ones have
 PARTS = {
     "environment": Part("gpu_parts", "environment", 15),
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=max(Console().width, WIDTH))
     begun = time.monotonic()
     stopped = False
-    with tempfile.TemporaryDirectory(prefix="branchwork-gpu-", dir=given.scratch) as scratch:
+    with tempfile.TemporaryDirectory(prefix="branchwork-gpu-", dir=given.scratch or _roomy(given.tiny)) as scratch:
         setting = Setting("cpu" if given.tiny else "cuda", given.tiny, {}, 0.25, Path(scratch))
         try:
             for name in given.only:
@@ -89,6 +91,12 @@ def _given(arguments: list[str] | None) -> argparse.Namespace:
     if not given.tiny and not torch.cuda.is_available():
         parser.error("torch finds no GPU here; --tiny runs the suite small on the CPU")
     return given
+
+
+def _roomy(tiny: bool) -> str | None:
+    """Where the models' files go by default: memory, where there is so much of it, else the folder of such files."""
+    shared = Path("/dev/shm")
+    return str(shared) if not tiny and shared.is_dir() and shutil.disk_usage(shared).free > ROOM else None
 
 
 def _repair_interpreter() -> None:

@@ -30,7 +30,7 @@ class Case(NamedTuple):
     dtypes: what it is tried with, the first of them timed. tolerance: of `error` by dtype, or one for all. moved(item):
     bytes that must be read and written with elements of `item` bytes; operations: multiplications and additions of
     matrix units. rows: the launch parameters it uses. rivals: other ways to the same result; each takes the inputs and
-    gives what is timed.
+    gives what is timed. alone: the call without what only a comparison needs, where that is another thing.
     """
 
     name: str
@@ -45,6 +45,11 @@ class Case(NamedTuple):
     rows: tuple[str, ...] = ()
     rivals: Mapping[str, Callable[[Any], Callable[[], object]]] = {}
     aims: tuple[Aim, ...] = ()
+    alone: Callable[[Any], object] | None = None
+
+    def once(self, inputs: Any) -> object:
+        """What is timed."""
+        return (self.alone or self.call)(inputs)
 
     def allowed(self, dtype: torch.dtype) -> float:
         return self.tolerance if isinstance(self.tolerance, float) else self.tolerance[dtype]

@@ -168,6 +168,7 @@ def store(tokens: int, pool: str = "", heads: int = 32, kv_heads: int = 8, dim: 
         dtypes=ALL if not pool else ALL[:2],
         tolerance={kind: max(limit, coarse) for kind, limit in ONCE.items()},
         rows=("store",),
+        alone=lambda x: kv.rope_store_kv(*x),
     )
 
 

@@ -59,7 +59,7 @@ def _measured(case: Case, setting: Setting) -> list[Figure]:
     aims = dict(case.aims)
     inputs = case.make(device, dtype)
     moved = case.moved(dtype.itemsize)
-    ours = timed(lambda: case.call(inputs), device, setting.each)
+    ours = timed(lambda: case.once(inputs), device, setting.each)
     rates = f"{moved / ours.seconds / 1e9:,.0f} GB/s, {case.operations / ours.seconds / 1e12:,.1f} Top/s"
     least, bound = Rooflines(setting.known[COPY], setting.known[MATMUL]).seconds(moved, case.operations)
     spent = Figure("kernels", case.name, ours.seconds * 1e6, "us", aims.get("microseconds"), most=True)

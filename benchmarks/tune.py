@@ -85,7 +85,7 @@ def times(op: str, rows: Sequence[Row], cases: Sequence[Case], device: torch.dev
         for row in rows:
             with tuning.trial(op, row):
                 try:
-                    found.append(timed(lambda: case.call(inputs), device, EACH).seconds)  # noqa: B023 (called here)
+                    found.append(timed(lambda: case.once(inputs), device, EACH).seconds)  # noqa: B023 (called here)
                 except Exception as error:  # too many registers for a launch, say: a row like any other, only useless
                     progress.console.print(f"{op} {row}: {type(error).__name__}: {error}"[:300])
                     found.append(math.inf)

@@ -156,6 +156,7 @@ def test_a_rival_that_does_not_run_is_a_note_and_its_aim_is_not_measured(
     assert "not here" in ratio.note and not ratio.failed
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_rivals_do_the_work_that_they_are_compared_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # minutes on a CPU
     few = {"heads": 4, "kv_heads": 2, "dim": 16, "size": 4}
