@@ -227,13 +227,15 @@ def sample(
     rows: NDArray[np.int64],
     masks: Tensor | None = None,
     mask_of: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
+) -> Tensor:
     """One token for each of `rows`, indices [N] into logits [M, V] float32, as kernels.reference.sample defines it.
+
+    int64 [N] on the logits' device, which nothing here waits for.
 
     masks: int32 bitmasks [n, ceil(V / 32)], bit = allowed; mask_of [N]: the mask's index for each draw, -1 for none.
     Instead of a token: NOT_FINITE or ALL_MASKED of that module.
     """
-    out: NDArray[np.int64] = implementation("sample", logits.device.type)(logits, draws, rows, masks, mask_of)
+    out: Tensor = implementation("sample", logits.device.type)(logits, draws, rows, masks, mask_of)
     return out
 
 

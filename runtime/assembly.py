@@ -73,7 +73,7 @@ def probe(config: Config, runner: Hands, tokens: int, draft: int = 0) -> None:
     """One step of so many tokens of one row, to be timed while no page is anybody's."""
     pages = range(-(-tokens // config.page_size))
     row = Row(-1, 0, [0] * tokens, pages, wire.Shape(temperature=0.0), position=1, draft=draft)
-    runner.launch(Plan(0, (row,))).collect()
+    runner.launch(Plan(0, (row,))).sample().collect()
 
 
 def threads_of(config: Config, runner: Hands, cores: int) -> tuple[int, str]:
@@ -165,7 +165,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
         speculator=speculator_of(config, runner, draft, spec.vocab),
     )
     ready = _ready(config, model, config.pages * size.page_bytes, threads)
-    return Built(Engine(scheduler, runner), ready, compiler.fileno(), notes)
+    overlap = config.overlap == "on" or (config.overlap == "auto" and device != "cpu")
+    return Built(Engine(scheduler, runner, overlap), ready, compiler.fileno(), notes)
 
 
 def _tokens(model: Path, vocab: int) -> tuple[list[bytes], tuple[int, ...], Vocabulary]:

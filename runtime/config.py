@@ -30,6 +30,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     speculative: who guesses tokens ahead, lookup (text already seen) | grammar (forced text) | model (draft_model),
     several with commas; auto (whoever there is, where it pays) | off. Answers do not depend on it.
     draft_model: a smaller model with the same vocabulary, as in `model`; sapling-draft for sapling; "" for none.
+    overlap: a step is launched before the one before is committed, auto (where the device computes by itself) | on |
+    off. graphs: decoding steps are captured once and replayed, auto (on GPUs) | off. Answers depend on neither.
     """
 
     model: str = "sapling"
@@ -54,6 +56,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grammar_memory: float = 1.0
     speculative: str = "auto"
     draft_model: str = ""
+    overlap: str = "auto"
+    graphs: str = "auto"
 
     @property
     def guessers(self) -> frozenset[str]:
@@ -105,6 +109,8 @@ _ONE_OF = {
     "policy": ("lpm", "fcfs"),
     "quantize": ("", "int8", "int4"),
     "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
+    "overlap": ("auto", "on", "off"),
+    "graphs": ("auto", "off"),
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
 _CPU_MOST = 0.5  # of it, where one request of the full context needs that much

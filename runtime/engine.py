@@ -1,7 +1,11 @@
 """THE loop of an engine process, and its end of the pipe to the gateway.
 
 Knows: the scheduler's verbs, what hands do with a plan, messages. Must not know: Config, models, clients, programs.
-The loop has three beats: plan what one step computes, run it, commit what came of it.
+The loop has three beats: plan what one step computes, run it, commit what came of it. On a device that computes by
+itself they overlap:
+
+    device   [ forward n ][ draw n ][ forward n + 1 ........................][ draw n + 1 ]
+    loop     plan n + 1, launch it ][ collect and commit n ][ masks of n + 1 ] plan n + 2 ...
 """
 
 from __future__ import annotations
@@ -10,24 +14,37 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import zmq
 
 from branchwork.runtime import wire
 from branchwork.runtime.execution.runner import Pending
-from branchwork.runtime.plan import Plan, Result
+from branchwork.runtime.plan import Plan
+from branchwork.runtime.scheduler.constrained import Masks
 from branchwork.runtime.scheduler.scheduler import Scheduler
 
 MAX_INBOX = 10_000  # messages taken between two steps: a flood of requests may not starve the running ones
 
 
 class Hands(Protocol):
-    """What the loop needs of execution: start a step; its Pending gives the Result."""
+    """What the loop needs of execution: start a step, after the draws of another; its Pending gives the Result."""
 
-    def launch(self, plan: Plan) -> Pending: ...
+    def launch(self, plan: Plan, before: Pending | None = None) -> Pending: ...
+
+
+class StepFailed(Exception):
+    """The hands could not run a step; the message says why."""
+
+
+class Flight(NamedTuple):
+    """A step that was launched and sampled, and not collected."""
+
+    plan: Plan
+    pending: Pending
 
 
 class Channel:
@@ -70,11 +87,16 @@ class Channel:
 
 
 class Engine:
-    """THE loop. Nothing that a request asks for may raise in here; a failed step fails its requests and goes on."""
+    """THE loop. Nothing that a request asks for may raise in here; a failed step fails its requests and goes on.
 
-    def __init__(self, scheduler: Scheduler, hands: Hands) -> None:
+    overlap: a step is launched before the one before is committed, where the scheduler can plan it.
+    """
+
+    def __init__(self, scheduler: Scheduler, hands: Hands, overlap: bool = False) -> None:
         self._scheduler = scheduler
         self._hands = hands
+        self._overlap = overlap
+        self._flight: Flight | None = None
         self._filler = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._busy = self._stepping = 0.0  # seconds: of the loop without its waiting, and of the steps in it
 
@@ -84,7 +106,7 @@ class Engine:
         """Serve until a Stop message. Blocks in `receive` only when there is nothing to compute."""
         while True:
             answers: list[wire.FromEngine] = []
-            messages = receive(self._scheduler.idle)
+            messages = receive(self._scheduler.idle and self._flight is None)
             begun = time.perf_counter()
             for message in messages:
                 if isinstance(message, wire.Stop):
@@ -92,31 +114,61 @@ class Engine:
                 answers += self._take(message)
             answers += self._scheduler.compiled()
             send(answers)
-            plan = self._scheduler.plan()
-            if plan is not None:
-                send(self._execute(plan))
+            self._beat(send)
             self._busy += time.perf_counter() - begun
 
-    def _execute(self, plan: Plan) -> list[wire.FromEngine]:
+    def _beat(self, send: Callable[[list[wire.FromEngine]], None]) -> None:
+        """Launch the next step, if there is one, and commit the one under way or, without overlap, the same."""
+        before, masks = self._flight, None
+        try:
+            if before is None:
+                plan = self._scheduler.plan()
+                if plan is not None and any(row.masked for row in plan.rows):
+                    masks = self._filler.submit(self._scheduler.masks, plan)  # while the forward runs
+                pending = self._launch(plan, None, masks)
+            else:
+                plan = self._scheduler.plan_ahead()
+                pending = self._launch(plan, before.pending, None)
+                self._commit(before, send)
+            self._flight = None
+            if plan is None or pending is None:
+                return
+            with self._at_work():
+                pending.sample(*((self._scheduler.masks(plan) if masks is None else masks.result()) or ()))
+            self._flight = Flight(plan, pending)
+            if not self._overlap:
+                self._commit(self._flight, send)
+                self._flight = None
+        except StepFailed as error:  # what was under way ends with the cause; the engine goes on
+            self._flight = None
+            send([*self._scheduler.fail_all("engine_error", str(error))])
+
+    def _launch(self, plan: Plan | None, before: Pending | None, masks: Future[Masks | None] | None) -> Pending | None:
+        if plan is None:
+            return None
+        try:
+            with self._at_work():
+                return self._hands.launch(plan, before)
+        finally:
+            if masks is not None:
+                wait([masks])  # the scheduler is this thread's again
+
+    def _commit(self, flight: Flight, send: Callable[[list[wire.FromEngine]], None]) -> None:
+        with self._at_work():
+            result = flight.pending.collect()
+        send([*self._scheduler.commit(flight.plan, result)])
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The hands' time counts as the steps'; what goes wrong there is a StepFailed."""
         begun = time.perf_counter()
         try:
-            result = self._step(plan)
-        except Exception as error:  # the step's requests end with the cause; the engine and its other requests go on
+            yield
+        except Exception as error:
             traceback.print_exc()
-            return [*self._scheduler.fail_all("engine_error", f"{type(error).__name__}: {error}")]
-        self._stepping += time.perf_counter() - begun
-        return [*self._scheduler.commit(plan, result)]
-
-    def _step(self, plan: Plan) -> Result:
-        """Run a plan; the masks of constrained rows are filled while the forward runs, others cost nothing."""
-        if not any(row.masked for row in plan.rows):
-            return self._hands.launch(plan).collect()
-        filling = self._filler.submit(self._scheduler.masks, plan)
-        try:
-            pending = self._hands.launch(plan)
+            raise StepFailed(f"{type(error).__name__}: {error}") from error
         finally:
-            masks = filling.result()
-        return pending.collect() if masks is None else pending.collect(*masks)
+            self._stepping += time.perf_counter() - begun
 
     def _take(self, message: wire.ToEngine) -> list[wire.FromEngine]:
         if isinstance(message, (wire.Submit, wire.Score)):

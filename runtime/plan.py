@@ -32,6 +32,8 @@ class Row(msgspec.Struct, frozen=True):
         [max(score_from, 1), len(ids)) token ids[i] is scored from the logits at ids[i-1]. len(ids) for none.
     score_next: tokens that are scored, as known ones, from the logits at the last of `ids`.
     score_top: top-k wanted with known-token scores.
+    after: the row's only id is not known yet: it is what draw number `after` of the step before gives, and `ids` holds
+        a 0 for it. Draws are counted over the rows of that step. -1 for rows whose ids are known.
     """
 
     request: int
@@ -48,6 +50,7 @@ class Row(msgspec.Struct, frozen=True):
     score_top: int = 0
     draft: int = 0
     masked: bool = False
+    after: int = -1
 
 
 class Plan(msgspec.Struct, frozen=True):

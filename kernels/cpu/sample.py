@@ -24,7 +24,7 @@ def sample(
     rows: npt.NDArray[np.int64],
     masks: torch.Tensor | None = None,
     mask_of: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.int64]:
+) -> torch.Tensor:
     """As `kernels.reference.sample.sample`, for float32 logits in CPU memory; nothing but `rows` of them is read.
 
     Weights are float32 exponentials (relative error 3e-7), so a uniform that falls this close to a boundary between
@@ -62,4 +62,4 @@ def sample(
             )
     call = native.SAMPLING.pack(*[array.ctypes.data for array, _ in pairs], count, vocab)
     native.check(native.library().bw_sample(call))
-    return tokens
+    return torch.from_numpy(tokens)

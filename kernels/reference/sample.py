@@ -98,8 +98,8 @@ def sample(
     rows: npt.NDArray[np.int64],
     masks: torch.Tensor | None = None,
     mask_of: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.int64]:
-    """One token for each of `rows`, indices [N] into logits [M, V] float32, by the rule above.
+) -> torch.Tensor:
+    """One token, int64 [N] where the logits are, for each of `rows`, indices into logits [M, V] float32, by that rule.
 
     masks: int32 bitmasks, bit = allowed; mask_of [N]: the mask's index for each draw, -1 for an unconstrained one.
     Instead of a token: NOT_FINITE or ALL_MASKED.
@@ -116,9 +116,7 @@ def sample(
         ordered, order = x.sort(stable=True, dim=-1, descending=True)
         best = ordered[:, 0]
         token = order.gather(1, _prefix_draw(ordered, draws)[:, None])[:, 0]
-    token = token.masked_fill(best == -torch.inf, ALL_MASKED).masked_fill(odd, NOT_FINITE)
-    result: npt.NDArray[np.int64] = token.cpu().numpy()
-    return result
+    return token.masked_fill(best == -torch.inf, ALL_MASKED).masked_fill(odd, NOT_FINITE)
 
 
 def _prefix_draw(ordered: torch.Tensor, draws: Draws) -> torch.Tensor:

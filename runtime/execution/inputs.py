@@ -53,8 +53,11 @@ class Inputs:
         self._device = device
         self._rows: dict[int, _Pages] = {}
 
-    def build(self, plan: Plan) -> tuple[Step, Wanted]:
-        """Raises ValueError for a row without ids or with fewer pages than its positions need."""
+    def build(self, plan: Plan, drawn: Tensor | None = None) -> tuple[Step, Wanted]:
+        """drawn: int64 on the device, what the step before drew, for rows that come after one of its draws.
+
+        Raises ValueError for a row without ids or with fewer pages than its positions need.
+        """
         rows = plan.rows
         counts = np.fromiter((len(row.ids) for row in rows), np.int64, len(rows))
         starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
@@ -74,7 +77,7 @@ class Inputs:
         slots = pages.astype(np.int64) * self._page_size + positions % self._page_size
         places, wanted = _wanted(rows, cuts)
         step = Step(
-            ids=self._tensor(ids),
+            ids=self._followed(self._tensor(ids), rows, cuts, drawn),
             positions=self._tensor(positions),
             cu_rows=self._tensor(cuts.astype(np.int32)),
             kv_len=self._tensor((starts + counts).astype(np.int32)),
@@ -97,6 +100,16 @@ class Inputs:
             fresh[row.request] = held
         self._rows = fresh
         return table
+
+    def _followed(self, ids: Tensor, rows: Sequence[Row], cuts: Ints, drawn: Tensor | None) -> Tensor:
+        """The ids, with what the step before drew where rows come after that."""
+        places = [r for r, row in enumerate(rows) if row.after >= 0]
+        if not places:
+            return ids
+        if drawn is None:
+            raise ValueError(f"request {rows[places[0]].request} comes after a draw, but no step was before")
+        draws = self._tensor(np.fromiter((rows[r].after for r in places), np.int64, len(places)))
+        return ids.index_copy(0, self._tensor(cuts[places]), drawn[draws].clamp(min=0))  # below 0 is no token
 
     def _tensor(self, values: Ints | PageNumbers) -> Tensor:
         tensor = torch.from_numpy(values)

@@ -1,6 +1,6 @@
-"""Runs plans: launch computes a step's forward, collect draws tokens and brings the Result.
+"""Runs plans: launch computes a step's forward, sample draws after it, collect brings the Result.
 
-Knows: a model, its KV pool, a sampler. Must not know: requests beyond their rows, the tree, text.
+Knows: a forward, a sampler. Must not know: requests beyond their rows, the tree, text.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from branchwork.runtime.cache.kv_pool import KVPool
-from branchwork.runtime.execution.inputs import Inputs, Known, Wanted
+from branchwork.runtime.execution.forward import Computed, Forward
+from branchwork.runtime.execution.inputs import Known
 from branchwork.runtime.execution.memory import allocate, bytes_per_page, kv_dtype
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.plan import Drawn, Plan, Result, Row
-from branchwork.runtime.sampling.logprobs import known_scores
-from branchwork.runtime.sampling.sampler import Draw, Sampler
+from branchwork.runtime.sampling.logprobs import Scores, scores_of
+from branchwork.runtime.sampling.sampler import Draw, Drawing, Sampler
 from branchwork.runtime.speculative.verify import verified
 from branchwork.runtime.wire import TokenScore
 
@@ -36,76 +36,87 @@ Masks = Tensor | NDArray[np.int32]
 class Draws(Protocol):
     """What the runner needs of sampling. logits float32 [N, V], one Row each, whose drafts do not matter."""
 
-    def draw(
+    def begin(
         self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None, masked: Sequence[int] | None = None
-    ) -> list[Draw]: ...
+    ) -> Drawing: ...
 
 
 class Pending:
-    """A step under way. collect may be called once."""
+    """A step under way: sample once, then collect once. The next step may be launched in between."""
 
-    def __init__(self, plan: Plan, wanted: Wanted, model: Decoder, hidden: Tensor, sampler: Draws) -> None:
+    def __init__(self, plan: Plan, computed: Computed, sampler: Draws) -> None:
         self._plan = plan
-        self._wanted = wanted
-        self._model = model
-        self._hidden = hidden  # [drawing rows + known tokens, C]
+        self._computed = computed
         self._sampler = sampler
+        self._drawing: Drawing | None = None
+        self._scoring: list[tuple[list[int], Scores]] = []  # plan rows of a run of known tokens, and their scores
 
-    def collect(self, masks: Masks | None = None, masked: Sequence[int] | None = None) -> Result:
-        """Draw and score. masks: bit = allowed, int32 [n, ceil(V / 32)], or None for all allowed.
+    @property
+    def drawn(self) -> Tensor | None:
+        """What was sampled, int64 on the device, draw by draw; below 0 where there is no token. None: nothing was."""
+        return None if self._drawing is None else self._drawing.tokens
+
+    def sample(self, masks: Masks | None = None, masked: Sequence[int] | None = None) -> Pending:
+        """Draw and score, without waiting for the device. masks: bit = allowed, int32 [n, ceil(V / 32)], or None.
 
         masked: which draws the masks belong to, counted over the plan's rows that have a shape, a drafted row as one
-        draw per guess and one more; None for each of them.
+        draw per guess and one more; None for each of them. Returns self.
         """
-        plan, count = self._plan, len(self._wanted.drawing)
-        draws: list[Draw] = []
+        count = len(self._computed.wanted.drawing)
         if count:
-            logits = self._model.logits(self._hidden[:count])
-            draws = self._sampler.draw(logits, _places(plan.rows), masks, masked)
-        scores = self._scores() if self._wanted.known else {}
+            logits = self._computed.logits(0, count)
+            self._drawing = self._sampler.begin(logits, _places(self._plan.rows), masks, masked)
+        self._score(count)
+        return self
+
+    def collect(self) -> Result:
+        """Wait for what was sampled; the step's Result."""
+        draws = self._drawing.read() if self._drawing is not None else []
+        scores: dict[int, list[TokenScore]] = {}
+        for owners, found in self._scoring:
+            for owner, score in zip(owners, found.read(), strict=True):
+                scores.setdefault(owner, []).append(score)
         results, at = [], 0
-        for r, row in enumerate(plan.rows):
+        for r, row in enumerate(self._plan.rows):
             end = at + (row.draft + 1 if row.shape is not None else 0)
             results.append(_outcome(row, draws[at:end], scores.get(r, ())))
             at = end
-        return Result(plan.step, tuple(results))
+        return Result(self._plan.step, tuple(results))
 
-    def _scores(self) -> dict[int, list[TokenScore]]:
-        """Scores of known tokens by plan row, in the order of Wanted."""
-        known, first = self._wanted.known, len(self._wanted.drawing)
-        scores: dict[int, list[TokenScore]] = {}
-        for chunk, run in groupby(known, key=_chunk):
+    def _score(self, first: int) -> None:
+        """Scores of known tokens, whose places begin at `first`, in the order of Wanted."""
+        for chunk, run in groupby(self._computed.wanted.known, key=_chunk):
+            items = list(run)
             begin = first + chunk * SCORES_AT_ONCE
-            logits = self._model.logits(self._hidden[begin : begin + SCORES_AT_ONCE])
-            for top, same in groupby(run, key=_top):
-                items = list(same)
-                low, high = items[0].place % SCORES_AT_ONCE, items[-1].place % SCORES_AT_ONCE + 1
-                rows = [item.place % SCORES_AT_ONCE - low for item in items]
-                found = known_scores(logits[low:high], [item.token for item in items], top, rows)
-                for item, score in zip(items, found, strict=True):
-                    scores.setdefault(item.row, []).append(score)
-        return scores
+            logits = self._computed.logits(begin, begin + items[-1].place % SCORES_AT_ONCE + 1)
+            for top, same in groupby(items, key=_top):
+                wanted = list(same)
+                low, high = wanted[0].place % SCORES_AT_ONCE, wanted[-1].place % SCORES_AT_ONCE + 1
+                places = [item.place % SCORES_AT_ONCE - low for item in wanted]
+                found = scores_of(logits[low:high], [item.token for item in wanted], top, places)
+                self._scoring.append(([item.row for item in wanted], found))
 
 
 class Runner:
-    """The hands: one model, its KV pool, one sampler."""
+    """The hands: one model's forward, one sampler."""
 
-    def __init__(self, model: Decoder, pool: KVPool, sampler: Draws) -> None:
-        self._model = model
-        self._pool = pool
+    def __init__(self, forward: Forward, sampler: Draws) -> None:
+        self._forward = forward
         self._sampler = sampler
-        self._inputs = Inputs(pool.page_size, model.device)
 
     @classmethod
     def build(cls, model: Decoder, *, pages: int, page_size: int, kv: str = "auto") -> Runner:
         """kv: the pool's type, as Config.kv_dtype. Raises LoadError: memory, when the pages do not fit; kv_dtype."""
         pool = allocate(model.spec, pages, page_size, kv_dtype(kv, model.dtype), model.device)
-        return cls(model, pool, Sampler(model.spec.vocab))
+        return cls(Forward(model, pool), Sampler(model.spec.vocab))
 
-    def launch(self, plan: Plan) -> Pending:
-        """Start the forward of a plan. Raises ValueError for a plan that contradicts itself."""
-        step, wanted = self._inputs.build(plan)
-        return Pending(plan, wanted, self._model, self._model.hidden(step, self._pool), self._sampler)
+    @torch.inference_mode()
+    def launch(self, plan: Plan, before: Pending | None = None) -> Pending:
+        """Start the forward of a plan. before: the step before, sampled, where rows come after its draws.
+
+        Raises ValueError for a plan that contradicts itself.
+        """
+        return Pending(plan, self._forward.run(plan, None if before is None else before.drawn), self._sampler)
 
 
 def pick_device(wanted: str) -> str:

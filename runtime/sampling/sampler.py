@@ -16,7 +16,8 @@ import torch
 from branchwork import kernels
 from branchwork.kernels.reference import sample as reference
 from branchwork.runtime.plan import Row
-from branchwork.runtime.sampling.logprobs import known_scores
+from branchwork.runtime.sampling.logprobs import Scores
+from branchwork.runtime.sampling.readback import Readback
 from branchwork.runtime.wire import Shape, TokenScore
 
 _REASONS = {
@@ -33,6 +34,27 @@ class Draw(NamedTuple):
     fault: str = ""
 
 
+class Drawing:
+    """Draws under way. tokens: int64 on the logits' device, below 0 where there is no token."""
+
+    def __init__(self, tokens: torch.Tensor, scored: Sequence[int], tops: Sequence[int], scores: Scores | None) -> None:
+        self.tokens = tokens
+        self._read = Readback(tokens)
+        self._scored = scored  # draws with a score
+        self._tops = tops  # how many alternatives each of them wants
+        self._scores = scores
+
+    def read(self) -> list[Draw]:
+        """One Draw each; waits for the device."""
+        tokens = self._read.read().tolist()
+        draws = [Draw(token) if token >= 0 else Draw(-1, fault=_REASONS[token]) for token in tokens]
+        if self._scores is not None:
+            for i, top, score in zip(self._scored, self._tops, self._scores.read(), strict=True):
+                if tokens[i] >= 0:
+                    draws[i] = Draw(tokens[i], TokenScore(score.id, score.logprob, score.top[:top]))
+        return draws
+
+
 class Sampler:
     """Draws tokens 0 .. vocab-1; logits beyond (a padded output layer's) are never read."""
 
@@ -46,25 +68,32 @@ class Sampler:
         masks: torch.Tensor | npt.NDArray[np.int32] | None = None,
         masked: Sequence[int] | None = None,
     ) -> list[Draw]:
+        """`begin`, read at once."""
+        return self.begin(logits, rows, masks, masked).read()
+
+    def begin(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[Row],
+        masks: torch.Tensor | npt.NDArray[np.int32] | None = None,
+        masked: Sequence[int] | None = None,
+    ) -> Drawing:
         """One Draw for each of `rows` (all with a shape), in order; logits [N, >= vocab] float32 are left as they are.
 
         masks: int32 bitmasks [n, >= ceil(vocab / 32)], bit set = token allowed. masked: the n row indices they belong
         to (other rows are free and pay nothing); None when there is one for every row.
 
         A row whose logits are not finite, or whose mask allows nothing, draws no token and says so in its fault.
+        Waits for no device.
         """
         if logits.shape[0] != len(rows) or logits.shape[1] < self.vocab:
             raise ValueError(f"logits {tuple(logits.shape)} do not fit {len(rows)} rows of {self.vocab} tokens")
-        if not rows:
-            return []
         logits = logits[:, : self.vocab]
         shapes = [_shape(row) for row in rows]
+        if not rows:
+            return Drawing(torch.empty(0, dtype=torch.int64), (), (), None)
         tokens = self._tokens(logits, rows, shapes, *_masks_by_row(masks, masked, len(rows)))
-        scores = _drawn_scores(logits, rows, tokens)
-        return [
-            Draw(token, score) if token >= 0 else Draw(-1, fault=_REASONS[token])
-            for token, score in zip(tokens, scores, strict=True)
-        ]
+        return Drawing(tokens, *_scores(logits, rows, tokens))
 
     def _tokens(
         self,
@@ -73,29 +102,25 @@ class Sampler:
         shapes: list[Shape],
         masks: torch.Tensor | None,
         mask_of: npt.NDArray[np.int64] | None,
-    ) -> list[int]:
+    ) -> torch.Tensor:
         draws = _draws(rows, shapes)
         sample = kernels.sample
         penalised = [i for i, shape in enumerate(shapes) if _has_penalties(shape)]
         if not penalised:
-            return _ints(sample(logits, draws, np.arange(len(rows)), masks, mask_of))
+            return sample(logits, draws, np.arange(len(rows)), masks, mask_of)
         # a copy: scores want the logits as the model gave them
         changed = torch.stack([logits[i] for i in penalised])
         for x, i in zip(changed, penalised, strict=True):
             shape = shapes[i]
             penalties = shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty
-            reference.penalise(x, rows[i].answer_history, rows[i].prompt_history, *penalties)
-        tokens = np.empty(len(rows), dtype=np.int64)
+            kernels.penalise(x, rows[i].answer_history, rows[i].prompt_history, *penalties)
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         free = np.setdiff1d(np.arange(len(rows)), penalised)
         for source, at, which in ((changed, np.arange(len(penalised)), np.array(penalised)), (logits, free, free)):
             part = reference.Draws(*[values[which] for values in draws])
-            tokens[which] = sample(source, part, at, masks, None if mask_of is None else mask_of[which])
-        return _ints(tokens)
-
-
-def _ints(tokens: npt.NDArray[np.int64]) -> list[int]:
-    values: list[int] = tokens.tolist()
-    return values
+            drawn = sample(source, part, at, masks, None if mask_of is None else mask_of[which])
+            tokens[torch.from_numpy(which).to(tokens.device)] = drawn
+        return tokens
 
 
 def _shape(row: Row) -> Shape:
@@ -141,13 +166,16 @@ def _masks_by_row(
     return words, mask_of
 
 
-def _drawn_scores(logits: torch.Tensor, rows: Sequence[Row], tokens: list[int]) -> list[TokenScore | None]:
-    """The scores of the drawn tokens of those rows that ask for them."""
-    scores: list[TokenScore | None] = [None] * len(rows)
-    wanted = [i for i, row in enumerate(rows) if row.logprobs >= 0 and tokens[i] >= 0]
-    if wanted:
-        widest = max(rows[i].logprobs for i in wanted)
-        chosen = logits if len(wanted) == len(rows) else logits[wanted]
-        for i, score in zip(wanted, known_scores(chosen, [tokens[i] for i in wanted], widest), strict=True):
-            scores[i] = TokenScore(score.id, score.logprob, score.top[: rows[i].logprobs])
-    return scores
+def _scores(
+    logits: torch.Tensor, rows: Sequence[Row], tokens: torch.Tensor
+) -> tuple[Sequence[int], Sequence[int], Scores | None]:
+    """Which drawn tokens want scores, with how many alternatives, and these scores."""
+    wanted = [i for i, row in enumerate(rows) if row.logprobs >= 0]
+    if not wanted:
+        return (), (), None
+    tops = [rows[i].logprobs for i in wanted]
+    if len(wanted) < len(rows):
+        at = torch.tensor(wanted, device=logits.device)
+        logits, tokens = logits[at], tokens[at]
+    places = torch.arange(len(wanted), device=logits.device)
+    return wanted, tops, Scores(logits, tokens.clamp(min=0), max(tops), places)

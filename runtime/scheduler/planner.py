@@ -10,11 +10,14 @@ under way than the tree has so far is held until that prompt has passed the comm
 Pages run out: unlocked leaves are evicted, then the latest request of the lowest priority is preempted (sealed,
 released, queued again, recomputed from what the tree still has). A request that has a row in the step is never
 preempted in it.
+
+What a row computes counts as computed as soon as it is planned: every plan is run before a later one.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from branchwork.runtime.cache.prefix_cache import Lease, PrefixCache
@@ -23,11 +26,12 @@ from branchwork.runtime.plan import Row
 from branchwork.runtime.scheduler.limbs import Branch, bounded, ids_in, placed, rows_of
 from branchwork.runtime.scheduler.policy import Queue
 from branchwork.runtime.scheduler.request import Options, Request
-from branchwork.runtime.scheduler.rows import draw_row, known_row
+from branchwork.runtime.scheduler.rows import after_row, draw_row, known_row
 from branchwork.runtime.speculative.cost import Worth
 from branchwork.runtime.speculative.draft import NOTHING, Draft, chain
 from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Sides, Speculator
 
+ENDS = -1  # instead of a draw's number: nothing comes after it, the answer is as long as it may get
 SURGE = 8  # budgets that the rows of one Score may take when nothing else is in the step
 
 
@@ -48,11 +52,12 @@ class Job(NamedTuple):
 
 class Step:
     """A step while it is put together. worth: says which guesses pay in it. guesses: how many there are pages for, -1
-    while nobody has asked."""
+    while nobody has asked. ahead: the step before is under way, and may free pages: nobody is preempted."""
 
-    __slots__ = ("budget", "busy", "guesses", "jobs", "preempted", "worth")
+    __slots__ = ("ahead", "budget", "busy", "guesses", "jobs", "preempted", "worth")
 
-    def __init__(self, budget: int, worth: Worth) -> None:
+    def __init__(self, budget: int, worth: Worth, ahead: bool) -> None:
+        self.ahead = ahead
         self.budget = budget
         self.worth = worth
         self.guesses = -1
@@ -61,16 +66,20 @@ class Step:
         self.preempted = False
 
     def add(self, job: Job) -> None:
+        request, row = job.request, job.row
         self.jobs.append(job)
-        self.busy.add(job.request.key)
-        self.budget -= len(job.row.ids)
+        self.busy.add(request.key)
+        self.budget -= len(row.ids)
+        if job.twig < 0 and not job.before:  # guesses count when they have come true
+            request.computed = row.start + len(row.ids) - row.draft
 
 
 class Planner:
     """Owns the running and the waiting requests and, through the cache, their leases.
 
     budget: tokens per step. max_running: requests with a lease; never more than the budget, so that each of them gets
-    a token in every step. speculator: who guesses.
+    a token in every step. speculator: who guesses. short: somebody was left out of the last step, which was planned
+    ahead, for want of pages.
     """
 
     def __init__(
@@ -81,19 +90,29 @@ class Planner:
         self.running: dict[int, Request] = {}
         self.queue = Queue(cache, policy)
         self.preemptions = 0
+        self.short = False
         self._speculator = speculator or Speculator()
         self._cache = cache
         self._size = cache.page_size
         self._budget = budget
         self._max_running = min(max_running, budget)
 
-    def plan(self, number: int) -> list[Job]:
-        """The jobs of step `number`; never empty while a request is running or waiting."""
-        drawing = [request for request in self.running.values() if not _behind(request)]
-        step = Step(self._budget, self._speculator.begin(len(drawing)))
+    def plan(self, number: int, draws: Mapping[int, int] | None = None) -> list[Job]:
+        """The jobs of step `number`; never empty while a request is running or waiting.
+
+        draws: those of the step under way by the keys of their requests (see ahead.py), whose rows come after them; the
+        step may then be empty. None when no step is under way.
+        """
+        self.short, ahead, draws = False, draws is not None, draws or {}
+        drawing = [r for r in self.running.values() if not _behind(r) and draws.get(r.key) != ENDS]
+        step = Step(self._budget, self._speculator.begin(len(drawing)), ahead)
         spare = self._budget - len(drawing)
         for request in drawing:
-            if request.lease is not None:
+            if request.lease is None:
+                continue
+            if request.key in draws:
+                self._follow(request, request.lease, step, draws[request.key])
+            else:
                 spare -= self._decode(request, request.lease, step, spare)
         behind = [request for request in self.running.values() if _behind(request)]
         behind.sort(key=_rank)
@@ -125,18 +144,32 @@ class Planner:
         """
         start, known = request.computed, request.known
         end = min(len(known), start + 1 + max(spare, 0))
-        while not self._cache.extend(lease, end):
-            victim = self._victim(step)
-            assert victim is not None
-            self._preempt(victim, step)
-            if victim is request:
-                return 0
+        if not self._extend(request, lease, end, step):
+            return 0
         more = end - start - 1
         if end < len(known):
             step.add(Job(request, Row(request.id, start, known[start:end].tolist(), lease.pages)))
             return more
         draft = self._draft(request, lease, step, end, spare - more)
         return more + self._guess(step, request, draw_row(request, lease, start, known[start:].tolist(), draft), draft)
+
+    def _follow(self, request: Request, lease: Lease, step: Step, draw: int) -> None:
+        """Add the row of a request that draws after what the step under way draws for it."""
+        if self._extend(request, lease, len(request.known) + 1, step):
+            step.add(Job(request, after_row(request, lease, draw)))
+
+    def _extend(self, request: Request, lease: Lease, end: int, step: Step) -> bool:
+        """Give a running request the pages it needs, others' if there are no free ones; whether it is in the step."""
+        while not self._cache.extend(lease, end):
+            if step.ahead:
+                self.short = True
+                return False
+            victim = self._victim(step)
+            assert victim is not None
+            self._preempt(victim, step)
+            if victim is request:
+                return False
+        return True
 
     def _guess(self, step: Step, request: Request, row: Row, draft: Draft) -> int:
         """Add the row of a trunk and those of its side branches; how many ids guessing takes."""
@@ -203,9 +236,8 @@ class Planner:
 
     def _prefill(self, request: Request, lease: Lease, step: Step) -> None:
         while (room := (len(lease.pages) + self._cache.available) * self._size) <= request.computed:
-            if step.jobs:
+            if not self._make_room(step, request):
                 return
-            self._make_room(step, request)
         end = min(request.goal, request.computed + step.budget, room)
         covered = self._cache.extend(lease, end)
         assert covered
@@ -225,9 +257,8 @@ class Planner:
         while progress.asked < len(progress.trie.twigs) and allowance > 0:
             row = self._twig(request, options)
             if row is None:
-                if step.jobs:
+                if not self._make_room(step, request):
                     return
-                self._make_room(step, request)
                 continue
             step.add(Job(request, row, progress.asked))
             progress.asked += 1
@@ -358,11 +389,18 @@ class Planner:
         free = [r for r in self.running.values() if r.key not in step.busy and r is not but]
         return max(free, key=_rank, default=None)
 
-    def _make_room(self, step: Step, request: Request) -> None:
-        """Preempt one other request. One that is alone never needs it: intake refuses what exceeds the whole pool."""
+    def _make_room(self, step: Step, request: Request) -> bool:
+        """Preempt one other request, unless there is something to do without; whether there is room now. One that is
+        alone never needs it: intake refuses what exceeds the whole pool."""
+        if step.jobs:
+            return False
+        if step.ahead:
+            self.short = True
+            return False
         victim = self._victim(step, but=request)
         assert victim is not None, f"request {request.id} alone does not fit into {self._cache.pages} pages"
         self._preempt(victim, step)
+        return True
 
     def _preempt(self, request: Request, step: Step) -> None:
         self._let_go(request)

@@ -34,6 +34,12 @@ def draw_row(request: Request, lease: Lease, start: int, ids: list[int], draft: 
     )
 
 
+def after_row(request: Request, lease: Lease, draw: int) -> Row:
+    """A row that draws after the token which draw number `draw` of the step under way gives its request."""
+    row = draw_row(request, lease, len(request.known), [0], NOTHING)
+    return msgspec.structs.replace(row, position=row.position + 1, after=draw)
+
+
 def known_row(request: Request, lease: Lease, end: int, draft: Draft) -> Row:
     """The row that computes known tokens up to `end`, and the scores of prompt tokens that are wanted from it."""
     start, known, answer = request.computed, request.known, request.answer

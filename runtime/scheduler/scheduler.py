@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from branchwork.runtime.cache.prefix_cache import PrefixCache
 from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.plan import Drawn, Plan, Result
+from branchwork.runtime.scheduler.ahead import following
 from branchwork.runtime.scheduler.constrained import Grammars, Masks, MaskWriter, NoGrammars, Waiting
 from branchwork.runtime.scheduler.intake import Limits, refusal, requests_of
 from branchwork.runtime.scheduler.planner import Job, Planner
@@ -133,12 +134,29 @@ class Scheduler:
     # --- the beat
 
     def plan(self) -> Plan | None:
-        """The next step, None when there is nothing to do. Every plan must be run and committed."""
+        """The next step, None when there is nothing to do. Every plan must be run and committed in its order."""
         self._step += 1
         self._began = self._began or time.monotonic()
         jobs = self._planner.plan(self._step)
         if not jobs:
             self._began = None
+        return self._planned_step(jobs)
+
+    def plan_ahead(self) -> Plan | None:
+        """The step after the one that is under way, before that is committed: rows come after what it draws.
+
+        None where its draws decide what comes next, or nothing is left to do: then commit, and plan. Commit both in
+        order; what was drawn after an answer's end counts for nothing.
+        """
+        (under_way,) = self._planned.values()
+        draws = None if self._planner.short else following(under_way, self._speculator.hopeful)
+        if draws is None:
+            return None
+        self._step += 1
+        return self._planned_step(self._planner.plan(self._step, draws))
+
+    def _planned_step(self, jobs: list[Job]) -> Plan | None:
+        if not jobs:
             return None
         self._planned[self._step] = jobs
         return Plan(self._step, tuple([job.row for job in jobs]))
@@ -149,7 +167,7 @@ class Scheduler:
         return self._mask_writer.write(self._planned[plan.step])
 
     def commit(self, plan: Plan, result: Result) -> list[Event]:
-        """Take in what came of a plan. Rows of requests cancelled meanwhile are ignored."""
+        """Take in what came of a plan. Rows of requests that have ended meanwhile are ignored."""
         events: list[Event] = []
         computed = drew = rows = 0
         for n, (job, drawn) in enumerate(zip(self._planned.pop(plan.step), result.rows, strict=True)):
@@ -167,10 +185,9 @@ class Scheduler:
             if job.twig >= 0:
                 self._scored(request, job.twig, drawn, events)
                 continue
-            request.computed = row.start + tokens
             if drawn.known and request.answer is not None:
                 request.answer.prompt_scores += drawn.known
-            if row.shape is not None:
+            if row.shape is not None and row.position == len(request.known):  # else its grammar forced other text
                 self._drawn(job, result.rows[n : n + 1 + len(job.branches)], events)
                 if job.draft is not NOTHING:
                     self._planner.shrink(request)

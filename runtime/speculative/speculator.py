@@ -21,6 +21,7 @@ KEEP = 0.85  # what an observation leaves of the older ones of its request
 KEEP_ALL = 0.998  # the same for all requests together
 SHY = 1.0  # tries of its own after which a request counts as much as all others
 CATCH_UP = 32  # tokens after which drafters should see a request that they were not asked about
+HOPE = 16  # tokens after which guesses are looked for again where none came true lately
 LONGEST_PAUSE = 63  # proposals left out when guessing does not pay
 SIDE = "/side"  # behind a source: how its second thoughts fared
 SIDE_LENGTH = 6  # guesses of one side branch at most
@@ -85,6 +86,13 @@ class Speculator:
         self.contexts -= 1
         for drafter in self._drafters:
             drafter.ended(context)
+
+    def hopeful(self, context: Context) -> bool:
+        """Whether it is worth waiting for the next token of a request, because guesses may come true after it: guesses
+        did lately, or it is time to look for some again."""
+        if self._model is not None or (len(context.known) + 1) % HOPE == 0:
+            return bool(self._drafters)
+        return any(not r.pause and sum(r.hits) > LEAST * sum(r.tries) for r in context.records.values())
 
     def grew(self, context: Context) -> None:
         """Its known ids have grown; siblings may learn from them."""

@@ -41,6 +41,7 @@ SETTINGS = {
     "plain": Config(pages=4000, budget=1024),
     "pages of 16, chunks of 9": Config(pages=200, page_size=16, budget=9, max_running=9),
     "preempted": Config(pages=90, budget=64),
+    "overlap": Config(pages=4000, budget=64, overlap="on"),
 }
 
 

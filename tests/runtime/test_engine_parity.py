@@ -32,6 +32,9 @@ SETTINGS = {
     "chunks of 7": Config(pages=4000, budget=7, max_running=7),
     "pages of 4, chunks of 33": Config(pages=1000, page_size=4, budget=33),
     "pages of 16": Config(pages=300, page_size=16, budget=512),
+    "overlap": Config(pages=4000, budget=33, overlap="on", speculative="off"),
+    "overlap, pages of 4, guesses": Config(pages=1000, page_size=4, budget=512, overlap="on"),
+    "overlap, preempted": Config(pages=150, budget=64, overlap="on", speculative="off"),
     "preempted": Config(pages=150, budget=64, speculative="off"),
     "preempted, pages of 4": Config(pages=40, page_size=4, budget=64, speculative="off"),
 }

@@ -40,7 +40,7 @@ def cases() -> list[tuple[list[int], list[int]]]:
 def surprise(runner: Runner, ids: list[int]) -> float:
     """Minus the log-probability of a text but for its first token."""
     row = Row(0, 0, ids, range(PAGES), None, score_from=1)
-    return -sum(score.logprob for score in runner.launch(Plan(0, (row,))).collect().rows[0].known)
+    return -sum(score.logprob for score in runner.launch(Plan(0, (row,))).sample().collect().rows[0].known)
 
 
 def generate(runner: Runner, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
@@ -49,7 +49,7 @@ def generate(runner: Runner, prompts: Sequence[list[int]], count: int) -> list[l
     found: list[list[int]] = [[] for _ in prompts]
     rows = [Row(r, 0, ids, range(r * size, (r + 1) * size), GREEDY, position=len(ids)) for r, ids in enumerate(prompts)]
     for turn in range(count):
-        drawn = runner.launch(Plan(turn, tuple(rows))).collect().rows
+        drawn = runner.launch(Plan(turn, tuple(rows))).sample().collect().rows
         for r, result in enumerate(drawn):
             found[r] += result.tokens
             at = len(prompts[r]) + len(found[r]) - 1

@@ -29,7 +29,7 @@ def log_probabilities(ids: list[int]) -> torch.Tensor:
 
 def test_known_tokens_are_scored_beside_a_draw() -> None:
     row = Row(0, 0, IDS, list(range(8)), shape=GREEDY, position=8, score_from=3, score_next=(17,), score_top=2)
-    (drawn,) = make_runner().launch(Plan(4, (row,))).collect().rows
+    (drawn,) = make_runner().launch(Plan(4, (row,))).sample().collect().rows
     expected = log_probabilities(IDS)
     assert drawn.tokens[0] == expected[-1].argmax().item()
     tokens = [*IDS[3:], 17]
@@ -47,7 +47,7 @@ def test_scores_wanted_in_different_depths_come_back_to_their_rows(monkeypatch: 
         Row(r, 0, IDS[: 2 + r], list(range(8 * r, 8 * r + 2 + r)), score_from=1, score_next=(40 + r,), score_top=r % 2)
         for r in range(5)
     )
-    result = make_runner().launch(Plan(0, rows)).collect()
+    result = make_runner().launch(Plan(0, rows)).sample().collect()
     expected = log_probabilities(IDS)
     for r, drawn in enumerate(result.rows):
         assert drawn.tokens == ()
@@ -61,7 +61,7 @@ def test_rows_that_only_fill_the_cache_bring_nothing() -> None:
     assert runner.launch(Plan(0, (Row(0, 0, IDS, [3, 9]),))).collect().rows == (Drawn(),)
     row = Row(0, 8, [31], [3, 9, 2], shape=GREEDY, position=9)
     expected = log_probabilities([*IDS, 31])[-1].argmax().item()
-    assert runner.launch(Plan(1, (row,))).collect().rows[0].tokens[0] == expected
+    assert runner.launch(Plan(1, (row,))).sample().collect().rows[0].tokens[0] == expected
 
 
 def test_masks_reach_the_rows_that_draw() -> None:
@@ -76,7 +76,7 @@ def test_masks_reach_the_rows_that_draw() -> None:
     everything = torch.full((1, 10), -1, dtype=torch.int32)
     expected = [(log_probabilities([5])[-1].argmax().item(),), (), (40,)]
     for masks, masked in ((torch.cat((everything, only_40)), None), (only_40, [1])):
-        result = make_runner().launch(Plan(0, rows)).collect(masks, masked)
+        result = make_runner().launch(Plan(0, rows)).sample(masks, masked).collect()
         assert [drawn.tokens for drawn in result.rows] == expected
 
 
@@ -86,7 +86,7 @@ def test_guesses_that_come_true_are_kept_and_nothing_after_the_first_that_does_n
     def step(ids: list[int], draft: int, number: int) -> Drawn:
         known = len(ids) - draft
         row = Row(0, 0, ids, list(range(12)), GREEDY, position=known, logprobs=0, draft=draft)
-        return make_runner().launch(Plan(number, (row,))).collect().rows[0]
+        return make_runner().launch(Plan(number, (row,))).sample().collect().rows[0]
 
     alone: list[Drawn] = []
     for n in range(4):
@@ -109,7 +109,7 @@ def test_a_draft_that_the_mask_allows_alone_always_comes_true() -> None:
         Row(0, 0, [5, *guesses], [0, 1, 2, 3], GREEDY, position=1, draft=3),
         Row(1, 0, [5], [4], GREEDY, position=1),
     )
-    drafted, free = make_runner().launch(Plan(0, rows)).collect(masks, [0, 1, 2, 3]).rows
+    drafted, free = make_runner().launch(Plan(0, rows)).sample(masks, [0, 1, 2, 3]).collect().rows
     assert drafted.tokens == (*guesses, 8)
     assert free.tokens == (log_probabilities([5])[-1].argmax().item(),)
 

@@ -107,7 +107,7 @@ def test_rows_may_read_pages_that_another_row_of_the_same_step_writes() -> None:
     shared, tail = [7, 3, 9, 1], [5, 11]
     first = Row(0, 0, ids[:16], shared)
     second = Row(1, 16, ids[16:], [*shared, *tail], shape=GREEDY, position=24)
-    together = runner.launch(Plan(0, (first, second))).collect().rows[1].tokens[0]
+    together = runner.launch(Plan(0, (first, second))).sample().collect().rows[1].tokens[0]
     assert together == expected_logits("qwen2", ids)[-1].argmax().item()
 
 
@@ -150,7 +150,7 @@ def generate(runner: Runner, prompts: list[list[int]], count: int, page_size: in
             shape = GREEDY if last else None
             rows.append(Row(i, done[i], ids[done[i] : upto], pages[i], shape=shape, position=len(ids)))
             done[i] = upto
-        result = runner.launch(Plan(step, tuple(rows))).collect()
+        result = runner.launch(Plan(step, tuple(rows))).sample().collect()
         assert result.step == step
         for row, drawn in zip(rows, result.rows):
             assert bool(drawn.tokens) == (row.shape is not None)

@@ -31,6 +31,7 @@ SETTINGS = {
     "roomy": ROOMY,
     "pages of 16, chunks of 9": Config(pages=200, page_size=16, budget=9, max_running=9),
     "preempted": Config(pages=110, budget=64),
+    "overlap": Config(pages=4000, budget=64, overlap="on"),
 }
 PERSON = JsonSchema(
     json.dumps(
