@@ -86,11 +86,11 @@ class _Desk:
 
     def receive(self, wait: bool) -> list[wire.ToEngine]:
         messages, self._inbox = self._inbox, []
-        if messages:
+        if messages or not wait:
             return messages
-        if not self._open:
+        if not self._open:  # and nothing is under way
             return [wire.Stop()]
-        self._idle += wait
+        self._idle += 1
         if self._idle > _IDLE:
             raise RuntimeError(f"the engine waits for messages while {self._open} requests have no end")
         return []
