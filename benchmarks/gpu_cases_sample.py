@@ -18,7 +18,7 @@ from branchwork.kernels.reference import sample as plain
 from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.triton import mask, sample
 
-NEAR = 3e-6  # a float32 sum of weights may be off by so much of a uniform
+NEAR = 1e-5  # a float32 sum of weights may be off by so much of a uniform
 FLOAT = (torch.float32,)
 
 

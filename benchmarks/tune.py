@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,24 +49,36 @@ class Choice(NamedTuple):
     note: str = ""
 
 
-def fitting(op: str, chip: str, rows: Sequence[Row], jobs: int, progress: Progress | None = None) -> list[Row]:
-    """Those of `rows` with which everything of the op that is compiled ahead of time fits the chip. The op's first
-    specimen is tried first: what does not fit there is not tried further."""
-    names = [x.name for x in compile_all.specimens().values() if ".".join(filter(None, x.rows)) == op]
-    alike = {_compiled(row): row for row in reversed(rows)}
-    for some in (names[:1], names[1:]):
-        tasks = [(name, chip, row) for row in alike.values() for name in some]
-        if not tasks:
-            continue
-        bar = progress.add_task(f"{op}: compiling", total=len(tasks)) if progress else None
-        for index, done in compile_all.compile_tasks(tasks, jobs):
+def fitting(
+    tried: Mapping[str, Sequence[Row]], chip: str, jobs: int, progress: Progress, until: float = math.inf
+) -> dict[str, list[Row]]:
+    """By op those rows with which all that is compiled of it ahead of time fits the chip. until: by time.monotonic; an
+    op that was not finished then is left out.
+
+    An op's first specimen is tried first: what does not fit there is not tried further.
+    """
+    specimens: dict[str, list[str]] = {op: [] for op in tried}
+    for specimen in compile_all.specimens().values():
+        op = ".".join(filter(None, specimen.rows))
+        if op in specimens:
+            specimens[op].append(specimen.name)
+    alike = {op: {_compiled(row): row for row in reversed(rows)} for op, rows in tried.items()}
+    late: set[str] = set()
+    for some in (slice(0, 1), slice(1, None)):
+        whole = [(op, row, name) for op in tried for row in alike[op].values() for name in specimens[op][some]]
+        bar = progress.add_task("compiling", total=len(whole))
+        left = set(range(len(whole)))
+        for index, done in compile_all.compile_tasks([(name, chip, row) for _, row, name in whole], jobs):
+            left.discard(index)
+            op, row, _ = whole[index]
             if done.error:
-                alike.pop(_compiled(tasks[index][2]), None)
-            if progress and bar is not None:
-                progress.advance(bar)
-        if progress and bar is not None:
-            progress.remove_task(bar)
-    return [row for row in rows if _compiled(row) in alike]
+                alike[op].pop(_compiled(row), None)
+            progress.update(bar, advance=1, description=f"compiling {op}")
+            if time.monotonic() > until:
+                break
+        progress.remove_task(bar)
+        late |= {whole[index][0] for index in left}
+    return {op: [row for row in rows if _compiled(row) in alike[op]] for op, rows in tried.items() if op not in late}
 
 
 def _compiled(row: Row) -> tuple[tuple[str, int], ...]:
@@ -111,20 +123,22 @@ def chosen(op: str, rows: Sequence[Row], ratios: Sequence[float], cases: Sequenc
     return 0
 
 
-def tuned(op: str, chip: str, jobs: int, device: torch.device | None, progress: Progress) -> Choice:
-    """device None: only the filter."""
-    rows = candidates(op, chip)
-    fit = fitting(op, chip, rows, jobs, progress)
-    if device is None:
-        note = "" if rows[0] in fit else "the row in use does not fit"
-        return Choice(op, rows[0], None, 1.0, len(rows), len(fit), note)
+def tuned(op: str, tried: Sequence[Row], fit: Sequence[Row], device: torch.device, progress: Progress) -> Choice:
+    """The rows that fit, ordered by time. tried: the one in use first."""
+    old = tried[0]
     cases = [case for case in gpu_cases.timed() if op in case.rows]
     if not cases:
-        return Choice(op, rows[0], None, 1.0, len(rows), len(fit), "no case uses it: not timed")
-    fit = [rows[0], *(row for row in fit if row != rows[0])]
-    ratios = times(op, fit, cases, device, progress)
-    best = chosen(op, fit, ratios, cases, device)
-    return Choice(op, rows[0], fit[best] if best else None, 1 / ratios[best], len(rows), len(fit))
+        return Choice(op, old, None, 1.0, len(tried), len(fit), "no case uses it: not timed")
+    rows = [old, *(row for row in fit if row != old)]
+    ratios = times(op, rows, cases, device, progress)
+    best = chosen(op, rows, ratios, cases, device)
+    return Choice(op, old, rows[best] if best else None, 1 / ratios[best], len(tried), len(fit))
+
+
+def filtered(op: str, tried: Sequence[Row], fit: Sequence[Row]) -> Choice:
+    """What is known without a device."""
+    note = "" if tried[0] in fit else "the row in use does not fit"
+    return Choice(op, tried[0], None, 1.0, len(tried), len(fit), note)
 
 
 def file_text(about: str, rows: dict[str, Row]) -> str:
@@ -155,17 +169,21 @@ def main(arguments: list[str] | None = None) -> int:
     device = None if given.dry else torch.device("cuda")
     chip = table.chip(torch.device("cuda")) if given.chip == "auto" else given.chip
     ops = [op for op in tuning.rows(chip) if not given.ops or any(op.startswith(x) for x in given.ops.split(","))]
-    begun = time.monotonic()
+    until = time.monotonic() + given.seconds
     choices: list[Choice] = []
     console = Console(width=max(Console().width, WIDTH))
+    tried = {op: candidates(op, chip) for op in ops}
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task(f"{chip}", total=len(ops))
-        for op in ops:
-            if time.monotonic() - begun > given.seconds:
-                console.print(f"no time left for {', '.join(ops[len(choices) :])}")
-                break
-            choices.append(tuned(op, chip, given.jobs, device, progress))
+        fit = fitting(tried, chip, given.jobs, progress, until)
+        bar = progress.add_task(chip, total=len(fit))
+        for op in fit:
+            if device is None:
+                choices.append(filtered(op, tried[op], fit[op]))
+            elif time.monotonic() < until:
+                choices.append(tuned(op, tried[op], fit[op], device, progress))
             progress.advance(bar)
+    if missing := [op for op in ops if op not in {choice.op for choice in choices}]:
+        console.print(f"no time left for {', '.join(missing)}")
     _show(choices, console)
     if given.write:
         import triton
@@ -181,7 +199,9 @@ def _given(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ops", default="", help="beginnings of their names, with commas between them; all by default")
     parser.add_argument("--chip", default="auto", help="auto for the GPU that is here, or " + ", ".join(tuning.CHIPS))
     parser.add_argument("--write", action="store_true", help="put the new rows into the chip's file")
-    parser.add_argument("--seconds", type=float, default=1e9, help="after which no further op is begun")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="after which nothing more is compiled and no further op timed"
+    )
     parser.add_argument("--dry", action="store_true", help="only compile: what fits the chip")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile side by side")
     given = parser.parse_args(arguments)

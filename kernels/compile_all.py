@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,15 +96,31 @@ def compile_all(names: list[str], targets: list[str], jobs: int = 2) -> Iterator
 def compile_tasks(tasks: Sequence[Task], jobs: int = 2) -> Iterator[tuple[int, Compiled]]:
     """(index, what came of it) of every task, as they finish, in `jobs` processes; one job is done here.
 
-    Whoever stops listening ends the processes, too, in the middle of what they compile.
+    A compiler that ends its process ends one task. Whoever stops listening ends the processes, whatever they compile.
     """
     if jobs == 1:
         yield from ((i, compiled(*task)) for i, task in enumerate(tasks))
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_deaf)
+    left = dict(enumerate(tasks))
+    while left:
+        try:
+            for i, row in _side_by_side(left, jobs):
+                del left[i]
+                yield i, row
+        except BrokenProcessPool:
+            for i in list(left)[:jobs]:  # those that were under way: each gets a process of its own
+                name, target, _ = task = left.pop(i)
+                try:
+                    yield from _side_by_side({i: task}, 1)
+                except BrokenProcessPool:
+                    yield i, Compiled(name, target, 0, 0, 0, SHARED[target], "the compiler ended its process")
+
+
+def _side_by_side(tasks: Mapping[int, Task], jobs: int) -> Iterator[tuple[int, Compiled]]:
+    """Begun in the order of tasks. Raises BrokenProcessPool where a process ends."""
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_deaf)
     try:
-        futures = {pool.submit(compiled, *task): i for i, task in enumerate(tasks)}
+        futures = {pool.submit(compiled, *task): i for i, task in tasks.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_the_command_writes_its_rows(tmp_path: Path) -> None:
 def test_an_unknown_chip_is_refused() -> None:
     with pytest.raises(SystemExit):
         compile_all.main(["--targets", "sm_42"])
+
+
+class Deadly:
+    """Ends the process that reads it."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (3,)
+
+
+@pytest.mark.soak
+def test_a_compiler_that_ends_its_process_ends_one_task() -> None:
+    tasks = [("embedding", "sm_90", row) for row in (None, Deadly(), None, None)]
+    found = dict(compile_all.compile_tasks(tasks, jobs=2))
+    assert [found[i].error for i in range(4)] == ["", "the compiler ended its process", "", ""]
 
 
 def test_a_run_for_no_kernel_at_all_is_refused() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
+from branchwork.kernels import compile_all
 from branchwork.kernels.triton import tuning
 
 pytest.importorskip("triton")
@@ -45,7 +46,8 @@ def test_an_op_without_a_space_is_an_error() -> None:
 def test_rows_that_ask_for_too_much_are_filtered_and_others_are_not() -> None:
     row = tuning.rows("sm_80")["experts.many"]
     huge = {**row, "BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "num_stages": 4}
-    assert tune.fitting("experts.many", "sm_80", [row, huge], jobs=1) == [row]
+    with Progress(disable=True) as progress:
+        assert tune.fitting({"experts.many": [row, huge]}, "sm_80", 1, progress) == {"experts.many": [row]}
 
 
 def test_rows_that_differ_only_in_how_many_programs_there_are_are_compiled_once(
@@ -55,13 +57,20 @@ def test_rows_that_differ_only_in_how_many_programs_there_are_are_compiled_once(
 
     def compile_tasks(tasks: list[tuple[str, str, tuning.Row]], jobs: int) -> Iterator[object]:
         compiled.extend(row for _, _, row in tasks)
-        return iter(())
+        return iter((i, compile_all.Compiled(name, chip, 9, 0, 0, 1, "")) for i, (name, chip, _) in enumerate(tasks))
 
     monkeypatch.setattr(tune.compile_all, "compile_tasks", compile_tasks)
     row = tuning.rows("sm_90")["int4.few"]
     rows = [row, {**row, "SPLITS": 2}, {**row, "SPLITS": 8}]
-    assert tune.fitting("int4.few", "sm_90", rows, jobs=1) == rows
+    with Progress(disable=True) as progress:
+        assert tune.fitting({"int4.few": rows}, "sm_90", 1, progress) == {"int4.few": rows}
     assert compiled == [row]
+
+
+def test_an_op_that_time_did_not_allow_is_left_out() -> None:
+    tried = {op: candidates(op, "gfx942")[:2] for op in ("mask", "penalise")}
+    with Progress(disable=True) as progress:
+        assert not tune.fitting(tried, "gfx942", 1, progress, until=0.0).keys() & {"penalise"}
 
 
 @pytest.mark.interpreted
