@@ -73,6 +73,9 @@ def _listen(lanes: dict[int, _Lane], part: str, what: Part, setting: Setting, se
                 rest = seconds - (time.monotonic() - begun)
                 if left > 0 and rest > 0:
                     lanes[number] = _Lane(part, what, setting, number, lane.index + 1, rest)
+                else:
+                    why = "no time left" if left > 0 else "too many processes ended"
+                    yield Figure(part, f"what follows {lane.item}", fault=f"not run: {why}")
 
 
 class _Lane:

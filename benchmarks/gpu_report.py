@@ -6,6 +6,7 @@ Knows: figures. Must not know: how any of them was measured.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,10 @@ def show(figures: Sequence[Figure], console: Console) -> None:
 
 
 def write(file: Path, about: Mapping[str, object], figures: Sequence[Figure]) -> None:
-    """{"about": ..., "figures": [...]}."""
-    rows = [{**figure._asdict(), "reached": figure.reached} for figure in figures]
-    file.write_text(json.dumps({"about": dict(about), "figures": rows}, indent=1) + "\n", encoding="utf-8")
+    """{"about": ..., "figures": [...]}; a value that is no number, as a kernel that gives NaN has, is text."""
+    rows = []
+    for figure in figures:
+        value = figure.value if figure.value is None or math.isfinite(figure.value) else str(figure.value)
+        rows.append({**figure._asdict(), "value": value, "reached": figure.reached})
+    text = json.dumps({"about": dict(about), "figures": rows}, indent=1, allow_nan=False)
+    file.write_text(text + "\n", encoding="utf-8")
