@@ -7,6 +7,7 @@ T tokens, C channels, H query heads, KVH key/value heads, D head dimension, P pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from branchwork.kernels.cpu.product import Packed
 from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.kv import kv_row
+from branchwork.kernels.reference.planning import AttentionPlanner, HostPlan, PagedRows
 from branchwork.kernels.reference.quant import BLOCK, Quantized
 from branchwork.kernels.reference.sample import Draws
 from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
@@ -25,16 +27,20 @@ Weight = Tensor | Quantized | Packed | Float8  # what a product takes
 
 __all__ = [
     "Affine",
+    "AttentionPlanner",
     "Choice",
     "Float8",
+    "HostPlan",
     "LayerParts",
     "Packed",
+    "PagedRows",
     "Quantized",
     "Stack",
     "StackParts",
     "Weight",
     "add_rms_norm",
     "apply_mask",
+    "attention_planner",
     "embedding",
     "expert_mlp",
     "gelu_mul",
@@ -169,6 +175,7 @@ def paged_attention(
     kv_len: Tensor,
     scale: float,
     window: int,
+    plan: Any = None,
 ) -> Tensor:
     """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D], of q's type or int8 as `store_kv`
     writes it. Returns [T, H, D].
@@ -176,10 +183,31 @@ def paged_attention(
     page_table int32 [R, maxpages], cu_rows int32 [R + 1], kv_len int32 [R]: row r owns q[cu_rows[r] : cu_rows[r + 1]];
     the i-th of its n tokens stands at position kv_len[r] - n + i and attends to all positions up to its own, or to the
     last `window` of them (its own included) when window > 0. Query head h reads key head h // (H // KVH).
+
+    plan: what attention_planner made of these rows for this window. With it the three tables are not looked at; without
+    it a device that plans on the host must be waited for.
     """
     out: Tensor = implementation("paged_attention", q.device.type, q.shape[-1])(
-        q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window
+        q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window, plan=plan
     )
+    return out
+
+
+def attention_planner(
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    windows: Sequence[int],
+    device: torch.device,
+) -> AttentionPlanner | None:
+    """Plans a model's attention on the host before each step; None where nothing is to be planned.
+
+    heads, kv_heads, dim: of every layer; dtype: of q; windows: those that layers have, 0 for none.
+    """
+    make = implementation("attention_planner", device.type)
+    out: AttentionPlanner | None = make(heads, kv_heads, dim, page_size, dtype, windows, device)
     return out
 
 
@@ -208,15 +236,16 @@ def tree_attention(
     ancestors: Tensor,
     scale: float,
     window: int,
+    plan: Any = None,
 ) -> Tensor:
     """`paged_attention` of rows whose last min(n, 64) tokens are a tree of drafts: siblings do not see each other.
 
     ancestors int32 [T, 2]: bit j of a token's 64 says that it sees the j-th of these tokens of its row. Its own bit is
     set, those of later tokens are not; a token before the tree has none. The window applies to what is before the tree,
-    counted from a token's depth in it.
+    counted from a token's depth in it. plan: as paged_attention's, made with the same ancestors.
     """
     out: Tensor = implementation("tree_attention", q.device.type, q.shape[-1])(
-        q, k_pool, v_pool, page_table, cu_rows, kv_len, ancestors, scale, window
+        q, k_pool, v_pool, page_table, cu_rows, kv_len, ancestors, scale, window, plan=plan
     )
     return out
 

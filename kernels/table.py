@@ -75,6 +75,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
         Entry("torch", "cpu.gathered_attention", "paged_attention"),
         gpu="attention",
     ),
+    "attention_planner": _row("attention_planner", "planning", gpu="attention_planner"),
     "tree_attention": _row("tree_attention", "attention", gpu="attention"),
     "apply_mask": _row("apply_mask", "sample", gpu="mask"),
     "penalise": _row("penalise", "sample", gpu="sample"),

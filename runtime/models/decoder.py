@@ -129,9 +129,10 @@ class Decoder:
         return normed
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [L, C] to logits [L, V], float32."""
-        return self._head(hidden).float() if self._stack is None else self._stack.logits(hidden)
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden [L, C] to logits [L, V], float32, written into `out` where that is given."""
+        found = self._head(hidden) if self._stack is None else self._stack.logits(hidden)
+        return found.float() if out is None else out.copy_(found)
 
     def forward(self, step: Step, kv: KVPool) -> Tensor:
         """Logits at step.logits_index, float32 [L, V]."""
