@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from branchwork.kernels.reference import attention as plain
 from branchwork.kernels.reference.kv import as_rows
-from branchwork.kernels.triton import attention
+from branchwork.kernels.triton import attention, attention_plan
 from branchwork.kernels.triton.attention_plan import NEVER, Policy
 
 ALONE = Policy(share_from=NEVER)
@@ -60,7 +60,7 @@ class Shape(NamedTuple):
 
 
 class Paged(NamedTuple):
-    """The arguments of kernels.paged_attention."""
+    """The arguments of kernels.paged_attention, with the plan that an engine makes on the host before a step."""
 
     q: Tensor
     k_pool: Tensor
@@ -69,6 +69,7 @@ class Paged(NamedTuple):
     cu_rows: Tensor
     kv_len: Tensor
     ancestors: Tensor | None
+    plan: attention.Placed | None = None
 
 
 def made(shape: Shape, device: torch.device, dtype: torch.dtype) -> Paged:
@@ -89,7 +90,7 @@ def made(shape: Shape, device: torch.device, dtype: torch.dtype) -> Paged:
     if held is not None:
         pools = [as_rows(pool, held) if held == torch.int8 else pool.to(held) for pool in pools]
     cuts = torch.tensor([0, *(n for n, _ in shape.rows)]).cumsum(0).int()
-    return Paged(
+    paged = Paged(
         normal(device, dtype, tokens, shape.heads, shape.dim, seed=4),
         pools[0],
         pools[1],
@@ -98,6 +99,15 @@ def made(shape: Shape, device: torch.device, dtype: torch.dtype) -> Paged:
         torch.tensor([length for _, length in shape.rows], dtype=torch.int32, device=device),
         _binary(shape).to(device) if shape.tree else None,
     )
+    return paged._replace(plan=planned(paged, shape))
+
+
+def planned(x: Paged, shape: Shape, policy: Policy = Policy()) -> attention.Placed:  # noqa: B008 (frozen)
+    """Its plan, on its device."""
+    table, cuts, length = (tensor.cpu().numpy() for tensor in (x.page_table, x.cu_rows, x.kv_len))
+    words = None if x.ancestors is None else x.ancestors.cpu().numpy()
+    of = attention.shape_of(x.q, x.k_pool, shape.window)
+    return attention.place(attention_plan.plan(list(table), cuts, length, of, policy, words), x.q.device)
 
 
 def _binary(shape: Shape) -> Tensor:
@@ -111,11 +121,11 @@ def _binary(shape: Shape) -> Tensor:
     return torch.tensor(words, dtype=torch.int64).to(torch.uint32).view(torch.int32)
 
 
-def ours(x: Paged, shape: Shape, policy: Policy = Policy()) -> Tensor:  # noqa: B008 (frozen)
-    rest = (shape.dim**-0.5, shape.window, shape.softcap, policy)
+def ours(x: Paged, shape: Shape) -> Tensor:
+    rest: dict[str, Any] = {"softcap": shape.softcap, "plan": x.plan}
     if x.ancestors is None:
-        return attention.paged_attention(*x[:6], *rest)
-    return attention.tree_attention(*x[:6], x.ancestors, *rest)
+        return attention.paged_attention(*x[:6], shape.dim**-0.5, shape.window, **rest)
+    return attention.tree_attention(*x[:7], shape.dim**-0.5, shape.window, **rest)
 
 
 def exact(x: Paged, shape: Shape) -> Tensor:
@@ -144,7 +154,7 @@ def case(
         if flex:
             rivals["FlexAttention"] = partial(_flex, shape=shape)
     if shape.common:
-        rivals["plain paged"] = lambda x: partial(ours, x, shape, ALONE)
+        rivals["plain paged"] = lambda x: partial(ours, x._replace(plan=planned(x, shape, ALONE)), shape)
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     operations = 4 * shape.pairs * shape.heads * shape.dim
     return Case(

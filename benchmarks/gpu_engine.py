@@ -134,8 +134,8 @@ def _as_it_is() -> Iterator[None]:
 def unshared() -> Iterator[None]:
     """No two rows are planned to read a page together; whoever plans, does so through this function."""
 
-    def none(page_table: Any, usable: Any, counts: Any, *_: Any) -> tuple[Any, Any, Any]:
-        return np.arange(len(counts)), np.empty((0, 4), np.int64), np.zeros(len(counts), np.int64)
+    def none(rows: Any, *_: Any) -> tuple[Any, Any]:
+        return np.empty((0, 4), np.int64), np.zeros(len(rows), np.int64)
 
     with patch.object(attention_plan, "shared_segments", none):
         yield

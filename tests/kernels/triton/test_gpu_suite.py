@@ -259,12 +259,12 @@ def test_engine_runs_and_peers_do_the_same_work_and_their_ratio_is_given(setting
 
 
 def test_without_sharing_every_row_reads_the_common_pages_itself() -> None:
-    table = np.arange(8, dtype=np.int32)[None].repeat(6, 0)
+    pages = [np.arange(8, dtype=np.int32)] * 6
     cuts, length = np.arange(7, dtype=np.int32), np.full(6, 500, np.int32)
     shape = attention_plan.Shape(64, 4, 2, (16, 64), 8)
 
     def read() -> int:
-        made = attention_plan.plan(table, cuts, length, shape)
+        made = attention_plan.plan(pages, cuts, length, shape)
         return sum(int((part.tiles[:, 4] - part.tiles[:, 3]).sum()) for part in made.launches)
 
     together = read()
