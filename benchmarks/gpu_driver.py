@@ -52,7 +52,7 @@ class Driver:
 
     def __init__(self, folder: Path, device: str, **options: object) -> None:
         begun = time.perf_counter()
-        settings = {"speculative": "off", "page_size": 16, **options}
+        settings = {"speculative": "off", **options}  # random text repeats itself, which would flatter guesses
         config = Config(model=str(folder), device=device, **settings)  # type: ignore[arg-type]
         self._built: Built = build(config, folder, lambda stage, fraction: None)
         self.started = time.perf_counter() - begun

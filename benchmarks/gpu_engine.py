@@ -55,7 +55,7 @@ class _Served:
     def driver(self) -> Driver:
         if self._driver is None:
             folder = written(self.name, self.setting.scratch)
-            self._driver = Driver(folder, self.setting.device, dtype="bfloat16", budget=8192)
+            self._driver = Driver(folder, self.setting.device, dtype="bfloat16")
             self._driver.run(
                 [Ask(prompt(f"warm {n}", 20, self.vocab), 4) for n in range(2)]
             )  # what starts with the first step
