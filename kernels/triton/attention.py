@@ -17,8 +17,7 @@ from branchwork.kernels.table import chip
 from branchwork.kernels.triton import attention_kernels, attention_plan
 from branchwork.kernels.triton.attention_plan import Plan, Policy, Shape
 from branchwork.kernels.triton.language import available, power_of_2, why
-from branchwork.kernels.triton.tuning import launch
-from branchwork.kernels.triton.tuning_attention import heights
+from branchwork.kernels.triton.tuning import heights, launch
 
 __all__ = [
     "Placed",

@@ -326,7 +326,7 @@ SPECIMENS = [
             "row_stride": "i32:16",
             "size": "i32:16",
         },
-        {"TOP_K": 8, "SCALED": True, "ROWS": 8, "SIZE": 128},
+        {"TOP_K": 8, "SCALED": True, "ROWS": lambda row: max(1, row["TILE"] // 128), "SIZE": 128},
         ("route", ""),
     )
 ]

@@ -74,7 +74,7 @@ def warm(runner: Runner, page: int, page_size: int, budget: int, rows: int, voca
 
 
 def compile_ahead(spec: ModelSpec, dtype: torch.dtype, device: torch.device, page_size: int, kv: torch.dtype) -> None:
-    """Compile what the dense parts of a model of this spec need, with a stand-in for it: one layer of zeros for each window.
+    """Compile what the dense parts of such a model need, with a stand-in: one layer of zeros for each window.
 
     To be called in a thread when the real weights begin to be read. Takes an embedding and a layer of memory, and gives
     them back. Raises torch.OutOfMemoryError where that is not there beside all of the weights.
