@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.routing import Route
 
+from branchwork.runtime.gateway import embedding
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import Call, Dialect, route
 
@@ -23,7 +24,10 @@ DIALECT = Dialect("native", _shape)
 
 
 def routes(service: Service) -> list[Route]:
-    return [route(service, DIALECT, "GET", "/health", None, _health)]
+    return [
+        route(service, DIALECT, "GET", "/health", None, _health),
+        route(service, DIALECT, "POST", "/embed", embedding.Body, embedding.embed),
+    ]
 
 
 async def _health(call: Call[None]) -> Any:

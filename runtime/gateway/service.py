@@ -17,6 +17,7 @@ from branchwork.lang.params import SamplingParams
 from branchwork.runtime.gateway.local import Ended, Piece, ProgramFailed
 from branchwork.runtime.gateway.models import Models, Unavailable, Unknown
 from branchwork.runtime.gateway.served import Prompt, Say, Served
+from branchwork.runtime.programs.embeds import EmbedFailed
 
 RETRY_AFTER = 1.0  # seconds, where nothing better is known
 _STATUS = {  # by the codes of failed programs; others are the client's fault
@@ -25,6 +26,7 @@ _STATUS = {  # by the codes of failed programs; others are the client's fault
     "engine_error": 500,
     "gateway_error": 500,
     "no_token": 500,
+    "no_vector": 500,
     "out_of_memory": 503,
 }
 
@@ -121,6 +123,24 @@ class Service:
             return await served.local.choice(prompt.ids, prompt.text, choices, method)
         except ProgramFailed as error:
             raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
+
+    async def embed(
+        self, served: Served, prompts: Sequence[Sequence[int]], param: str | None = None
+    ) -> list[list[float]]:
+        """A vector for each prompt. param: the field that prompts came in. Raises Problem."""
+        empty = next((index for index, ids in enumerate(prompts) if not ids), None)
+        if empty is not None:
+            raise Problem(400, "empty_prompt", f"text {empty} is empty; give some text", param)
+        vocab = served.ready.vocab
+        strange = next((number for ids in prompts for number in ids if not 0 <= number < vocab), None)
+        if strange is not None:
+            raise Problem(400, "bad_request", f"there is no token {strange}; ids are 0..{vocab - 1}", param)
+        try:
+            return await served.embed(prompts)
+        except EmbedFailed as error:
+            status = _STATUS.get(error.code, 400)
+            which = f"text {error.index}: " if len(prompts) > 1 and status == 400 else ""
+            raise Problem(status, error.code, f"{which}{error}", param if status == 400 else None) from error
 
     async def drain(self, grace: float) -> bool:
         """Refuse what is new and wait for what is under way, at most `grace` seconds; whether all of it has ended."""
