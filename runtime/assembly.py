@@ -153,7 +153,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     size = ModelSize(
         context=spec.context,
         page_bytes=sum(
-            bytes_per_page(each.spec, config.page_size, kv_dtype(config.kv_dtype, each.dtype)) for each in models
+            bytes_per_page(each.spec, config.page_size, kv_dtype(config.kv_dtype, each.dtype, each.device))
+            for each in models
         ),
         weight_bytes=sum(each.weight_bytes for each in models),
     )
@@ -204,7 +205,7 @@ def compile_ahead(config: Config, spec: ModelSpec) -> list[str]:
     device = torch.device(config.device)
     dtype = choose_dtype(config.dtype, spec.stored, device)
     try:
-        warming.compile_ahead(spec, dtype, device, config.page_size, kv_dtype(config.kv_dtype, dtype))
+        warming.compile_ahead(spec, dtype, device, config.page_size, kv_dtype(config.kv_dtype, dtype, device))
     except torch.OutOfMemoryError:
         return ["kernels are compiled after the weights are read: there is no memory to do it meanwhile"]
     return []

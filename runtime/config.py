@@ -17,11 +17,11 @@ GUESSERS = ("lookup", "grammar", "model")
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of one runtime. 0 and "auto" mean: decided by `resolve` from the machine and the model.
 
-    model: packaged name, directory, GGUF file or hub name. quantize: "" (as the files are) | int8 | int4, for a model's
-    matrices while they are loaded. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
-    memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page, 0 for
-    what suits the device. kv_dtype: what KV is
-    kept in, auto (as the model computes) | float32 | bfloat16 | int8 (little over half of bfloat16).
+    model: packaged name, directory, GGUF file or hub name. quantize: "" (as the files are) | int8 | int4 | fp8 (on
+    GPUs), for a model's matrices while they are loaded. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
+    memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page, 0 for what suits the
+    device. kv_dtype: what KV is kept in, auto (as the model computes) | float32 | bfloat16 | int8 (little over half of
+    bfloat16) | float8 (half of it, e4m3; on GPUs).
     budget: tokens computed in one step. max_running: requests that hold KV at once. queue_limit: requests that wait.
     context: longest transcript in tokens (at most the model's own). policy: order of waiting requests, lpm | fcfs.
     threads: CPU threads of the engine, 0 for what is fastest at the start. window: nodes a client may have under way.
@@ -105,10 +105,10 @@ _AT_LEAST = {
 }
 _ONE_OF = {
     "dtype": ("auto", "float32", "bfloat16"),
-    "kv_dtype": ("auto", "float32", "bfloat16", "int8"),
+    "kv_dtype": ("auto", "float32", "bfloat16", "int8", "float8"),
     "device": ("auto", "cpu", "cuda"),
     "policy": ("lpm", "fcfs"),
-    "quantize": ("", "int8", "int4"),
+    "quantize": ("", "int8", "int4", "fp8"),
     "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
     "overlap": ("auto", "on", "off"),
     "graphs": ("auto", "off"),

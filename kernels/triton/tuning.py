@@ -99,6 +99,20 @@ TABLE: dict[str, dict[str, Row]] = {
         "sm_100": {"BLOCK_M": 128, "num_stages": 3},
         "gfx1100": {"BLOCK_N": 64, "num_stages": 1},
     },
+    # a step's sums stand beside the whole sums until they are scaled: half the rows of floats
+    "experts.bytes few": {
+        "default": {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+        "gfx90a": {"num_stages": 2},
+        "gfx942": {"num_stages": 2},
+        "gfx1100": {"num_stages": 1},
+    },
+    "experts.bytes many": {
+        "default": {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
+        "sm_80": {"num_stages": 3},
+        "sm_90": {"num_stages": 3},
+        "sm_100": {"BLOCK_N": 64, "num_stages": 3},
+        "gfx1100": {"BLOCK_N": 64, "num_stages": 1},
+    },
 }
 
 

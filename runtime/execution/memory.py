@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from branchwork import kernels
 from branchwork.runtime.cache import kv_pool
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.config import free_memory as system_free_memory
@@ -32,11 +33,16 @@ _FILES = (  # limit, use and statistics of a control group, version 2 and versio
 )
 
 
-def kv_dtype(wanted: str, compute: torch.dtype) -> torch.dtype:
-    """The type of KV pools for kv_dtype= auto | float32 | bfloat16 | int8 of a model that computes in `compute`.
+def kv_dtype(wanted: str, compute: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type of KV pools for kv_dtype= auto | float32 | bfloat16 | int8 | float8 of a model that computes in
+    `compute` on a device.
 
-    Raises LoadError (kv_dtype) for a type that attention in `compute` cannot read.
+    Raises LoadError (kv_dtype) for a type that attention in `compute` cannot read there.
     """
+    if wanted == "float8":
+        if not kernels.serves_float8(device.type):
+            raise LoadError("kv_dtype", "kv_dtype=float8 is for GPUs; on a CPU give kv_dtype=int8, of nearly its size")
+        return torch.float8_e4m3fn
     dtype = compute if wanted == "auto" else getattr(torch, wanted)
     if dtype not in (compute, torch.int8):
         name = str(compute).removeprefix("torch.")
@@ -74,6 +80,8 @@ def working_memory(spec: ModelSpec, dtype: torch.dtype, budget: int, rows: int, 
     # a token, at the widest place of a layer: the residual stream and its norm, then attention or feed-forward
     attending = 2 * c + (q + 2 * kv) + 2 * q + c
     feeding = 2 * c + 3 * spec.ffn + 2 * c
+    if spec.experts is not None:  # a token's rows among those sorted by expert
+        feeding = max(feeding, 4 * c + spec.experts.top_k * (3 * spec.experts.ffn + 2 * c))
     tokens = budget * (max(attending, feeding) * each + 6 * a.head_dim + _TOKEN)
     # a chosen place: the head's product, float32 logits, and what sampling lists; scores of known tokens likewise
     places = (rows + _SCORED) * (spec.vocab * (each + 2 * 4) + _DRAW)

@@ -123,7 +123,7 @@ class Runner:
         least: pages to be content with on a GPU, where others may have taken memory meanwhile; 0 for all of them.
         graphs, rows: see Forward. Raises LoadError: memory, when the pages do not fit; kv_dtype.
         """
-        spec, dtype, device = model.spec, kv_dtype(kv, model.dtype), model.device
+        spec, dtype, device = model.spec, kv_dtype(kv, model.dtype, model.device), model.device
         pool, note = allocate_most(spec, pages, least or pages, page_size, dtype, device, device.type != "cpu")
         return cls(Forward(model, pool, graphs=graphs, rows=rows), Sampler(spec.vocab), [note] if note else [])
 

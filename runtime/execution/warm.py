@@ -74,7 +74,7 @@ def warm(runner: Runner, page: int, page_size: int, budget: int, rows: int, voca
 
 
 def compile_ahead(spec: ModelSpec, dtype: torch.dtype, device: torch.device, page_size: int, kv: torch.dtype) -> None:
-    """Compile what a dense model of this spec needs, with a stand-in for it: one layer of zeros for each window.
+    """Compile what the dense parts of a model of this spec need, with a stand-in for it: one layer of zeros for each window.
 
     To be called in a thread when the real weights begin to be read. Takes an embedding and a layer of memory, and gives
     them back. Raises torch.OutOfMemoryError where that is not there beside all of the weights.
@@ -113,9 +113,9 @@ def stand_in(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Decod
         qk_norm=(zeros(a.head_dim), zeros(a.head_dim)) if a.qk_norm else None,
         out=affine(c, q, a.out_bias),
         post_norm=norm,
-        gate=affine(spec.ffn, c, spec.mlp_bias),
-        up=affine(spec.ffn, c, spec.mlp_bias),
-        down=affine(c, spec.ffn, spec.mlp_bias),
+        mlp=kernels.Gated(
+            affine(spec.ffn, c, spec.mlp_bias), affine(spec.ffn, c, spec.mlp_bias), affine(c, spec.ffn, spec.mlp_bias)
+        ),
         window=0,
     )
     parts = kernels.StackParts(
@@ -132,4 +132,4 @@ def stand_in(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Decod
         eps=spec.eps,
         bytes=head.nbytes,
     )
-    return Decoder(replace(spec, layers=len(windows), attention=replace(a, windows=windows)), parts)
+    return Decoder(replace(spec, experts=None, layers=len(windows), attention=replace(a, windows=windows)), parts)

@@ -62,10 +62,10 @@ def test_limits_of_the_first_version_of_control_groups_count(tmp_path: Path, mon
 
 
 def test_a_kv_type_that_attention_cannot_read_is_refused() -> None:
-    assert memory.kv_dtype("auto", torch.bfloat16) == torch.bfloat16
-    assert memory.kv_dtype("int8", torch.float32) == torch.int8
+    assert memory.kv_dtype("auto", torch.bfloat16, CPU) == torch.bfloat16
+    assert memory.kv_dtype("int8", torch.float32, CPU) == torch.int8
     with pytest.raises(LoadError, match="kv_dtype=float32 does not go with a model that computes in bfloat16"):
-        memory.kv_dtype("float32", torch.bfloat16)
+        memory.kv_dtype("float32", torch.bfloat16, CPU)
 
 
 def test_a_pool_that_cannot_be_had_is_made_smaller_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +96,9 @@ def test_working_memory_holds_what_a_step_allocates() -> None:
     more = memory.working_memory(spec, torch.bfloat16, 1024, 16)
     assert more - small >= 8 * spec.vocab * (4 + 2)
     assert memory.working_memory(spec, torch.bfloat16, 1024, 8, graphs=True) - small == memory.graph_memory(spec, 8)
+
+
+def test_e4m3_keys_and_values_are_for_gpus() -> None:
+    assert memory.kv_dtype("float8", torch.bfloat16, torch.device("cuda")) == torch.float8_e4m3fn
+    with pytest.raises(LoadError, match="kv_dtype=float8 is for GPUs; on a CPU give kv_dtype=int8"):
+        memory.kv_dtype("float8", torch.bfloat16, CPU)

@@ -19,6 +19,7 @@ ALWAYS = [
     "linear int4 many",
     "linear e4m3 few",
     "experts many",
+    "experts int4 many",
 ]
 
 
