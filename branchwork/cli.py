@@ -37,7 +37,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="sapling, a library name, directory, .gguf file or hub name")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="sapling, a library name, directory, .gguf file or hub name")
+]
 OptionOption = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="runtime option, repeatable")
 ]
@@ -91,7 +93,9 @@ def run(
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="sapling, a library name, directory, .gguf file or hub name")] = "sapling",
+    model: Annotated[
+        str, typer.Argument(help="sapling, a library name, directory, .gguf file or hub name")
+    ] = "sapling",
     endpoint: Annotated[str, typer.Option(help="ipc:///path or tcp://127.0.0.1:port")] = "",
     curve_keys: Annotated[Path | None, typer.Option(help="folder made by `branchwork keys`")] = None,
     option: OptionOption = None,
@@ -194,7 +198,9 @@ def doctor(
 
 @app.command()
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="IN", help="sapling, a library name, directory, .gguf file or hub name")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="sapling, a library name, directory, .gguf file or hub name")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
     kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4")] = "int8",
 ) -> None:

@@ -22,13 +22,13 @@ import zmq.asyncio
 from branchwork.lang.protocol import ModelInfo
 from branchwork.runtime import wire
 from branchwork.runtime.config import ConfigError, cores, parse
-from branchwork.runtime.gateway.chat import frames
+from branchwork.runtime.gateway.named import frames_of, options_of
 from branchwork.runtime.gateway.programs import Server, bind
 from branchwork.runtime.gateway.supervisor import EngineDied, Supervisor
 from branchwork.runtime.gateway.text import Texts
 from branchwork.runtime.loading.errors import LoadError
-from branchwork.runtime.loading.hub import find_model
-from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
+from branchwork.runtime.loading.hub import resolved
+from branchwork.runtime.loading.tokenizer import eos_ids
 from branchwork.runtime.programs.host import Host
 
 REFUSAL_TIME = 5.0  # seconds that a failed gateway stays to tell clients why
@@ -102,10 +102,12 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
     def downloading(fraction: float) -> None:
         loop.call_soon_threadsafe(say, "downloading the model", fraction)
 
-    directory = await asyncio.to_thread(find_model, config.model, progress=downloading)
+    found = await asyncio.to_thread(resolved, config.model, progress=downloading)
+    directory, options = found.path, options_of(found, arguments.options)
+    config = parse([f"model={arguments.model}", *options])
     hosts: list[Host] = []
     supervisor = Supervisor(
-        _engine_command(directory, arguments.options),
+        _engine_command(directory, options),
         folder,
         threads=config.threads or cores(),
         restarts=config.restarts,
@@ -116,7 +118,7 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
     try:
         starting = asyncio.create_task(supervisor.start())  # the tokenizer is read while the weights are
         texts = await asyncio.to_thread(Texts, directory)
-        model_frames = frames(chat_template(directory), **special_texts(directory))
+        model_frames = frames_of(found)
         ends = eos_ids(directory)
         host = Host(texts, model_frames, eos=ends, max_branches=config.max_branches, emit=server.emit)
         hosts.append(host)
@@ -131,6 +133,7 @@ async def _run(arguments: Arguments, folder: Path, server: Server) -> None:
             pages=ready.pages,
             page_size=ready.page_size,
             device=ready.device,
+            knobs=dict(found.knobs),
         )
         host.attach(supervisor.send, ready.context, _facts(info.name, ready))
         if arguments.say is not None:
