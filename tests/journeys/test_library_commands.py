@@ -138,6 +138,11 @@ def test_a_wrong_line_of_a_modelfile_is_named(tmp_path: Path) -> None:
     assert Store().names() == []
 
 
+@pytest.mark.parametrize("name", ["run", "pull", "list", "show", "rm", "cp", "create"])
+def test_every_command_explains_itself(name: str) -> None:
+    assert name in command(name, "--help").stdout
+
+
 def test_listing_loads_no_torch() -> None:
     Store().put("mine", Manifest(path="sapling"))
     code = "import sys, branchwork.library as l; l.list_models(); print('torch' in sys.modules)"
