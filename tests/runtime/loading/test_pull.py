@@ -237,6 +237,14 @@ def test_the_token_goes_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
     assert hub.asked[0].token == "Bearer hf_secret"
 
 
+def test_the_token_does_not_go_where_files_are_redirected_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.redirects = True
+    hub.breaks["tiny-Q8_0.gguf"] = [1000]
+    pull("owner/ggufs:Q8_0", Store(), patience=0)
+    assert [(one.start, one.token) for one in hub.asked] == [(0, None), (1000, None)]
+
+
 def test_figures_of_a_gguf_file_come_from_its_header(hub: Hub) -> None:
     about = pull("owner/ggufs:Q8_0", Store()).about
     weights = sum(np.prod(shape) for shape in _shapes(checkpoint("llama")))
