@@ -120,6 +120,7 @@ class Prompts:
 class _Piece(NamedTuple):
     text: str
     special: bool = False
+    ids: bytes = b""
 
 
 class Round(NamedTuple):

@@ -93,22 +93,48 @@ def run(
 
 @app.command()
 def serve(
-    model: Annotated[
-        str, typer.Argument(help="sapling, a library name, directory, .gguf file or hub name")
-    ] = "sapling",
-    endpoint: Annotated[str, typer.Option(help="ipc:///path or tcp://127.0.0.1:port")] = "",
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="sapling, a library name, directory, .gguf file or hub name"),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address of the HTTP server; other machines' need --api-keys")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="its port; 0 for any that is free")] = 8000,
+    api_keys: Annotated[Path | None, typer.Option(help="file of keys that clients have to show, one a line")] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="web page that may ask from a browser, such as https://example.org")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file, for https")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
+    rate: Annotated[int, typer.Option(min=0, help="requests a minute of one key; 0 for any number")] = 0,
+    grace: Annotated[float, typer.Option(min=0, help="seconds that requests get to end on SIGTERM")] = 10.0,
+    endpoint: Annotated[str, typer.Option(help="for programs: ipc:///path or tcp://127.0.0.1:port")] = "",
     curve_keys: Annotated[Path | None, typer.Option(help="folder made by `branchwork keys`")] = None,
     option: OptionOption = None,
 ) -> None:
-    """Serve MODEL to programs over ZeroMQ until interrupted. Other machines need --curve-keys."""
+    """Serve models over HTTP (OpenAI's, Ollama's and Anthropic's ways) and to programs, until interrupted.
+
+    The first MODEL is loaded at once and is the one that programs run on; others when they are asked for.
+    """
+    from branchwork.runtime.config import ConfigError
     from branchwork.runtime.gateway import main as gateway
+    from branchwork.runtime.gateway.app import Access, read_keys
+    from branchwork.runtime.gateway.service import Limits
+    from branchwork.runtime.gateway.site import Http
 
     _options(option)
+    try:
+        keys = read_keys(api_keys) if api_keys is not None else ()
+    except ConfigError as error:
+        _fail(str(error))
+    access = Access(keys, tuple(origin or ()))
+    http = Http(host, port, access, Limits(rate=rate), tls_certificate, tls_key, grace)
     endpoint = endpoint or default_endpoint()
     errors.print(f"connect with: [bold]branchwork.connect({endpoint!r})[/]", highlight=False)
     errors.print("Ctrl-C ends the runtime")
     with loading_bar() as say:
-        arguments = gateway.Arguments(model, endpoint, option or [], curve_keys, say=say)
+        arguments = gateway.Arguments(models or ["sapling"], endpoint, option or [], curve_keys, http=http, say=say)
         status = asyncio.run(gateway.serve(arguments))
     raise typer.Exit(status)
 
@@ -202,9 +228,9 @@ def quantize(
         str, typer.Argument(metavar="IN", help="sapling, a library name, directory, .gguf file or hub name")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
-    kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4")] = "int8",
+    kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4; fp8 for GPUs")] = "int8",
 ) -> None:
-    """Write IN again with its matrices as small integers: a smaller model that loads at once."""
+    """Write IN again with its matrices in 8 or 4 bits: a smaller model that loads at once."""
     from branchwork.quantize import write_quantized
     from branchwork.runtime.loading.errors import LoadError
     from branchwork.runtime.loading.hub import find_model, shown

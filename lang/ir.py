@@ -33,6 +33,13 @@ class Text(Node, frozen=True, tag="text"):
     value: str
 
 
+class Ids(Node, frozen=True, tag="ids"):
+    """Token ids as they are: int32, little-endian, packed. text: what they read as, for the transcript's readers."""
+
+    ids: bytes
+    text: str
+
+
 class Ref(Node, frozen=True, tag="ref"):
     """The text of variable `name` of branch `branch` of the same program, when it is there (`s.ref`)."""
 
@@ -170,7 +177,7 @@ class Seq(Node, frozen=True, tag="seq"):
     items: tuple[Any, ...] = ()
 
 
-Said = Text | Ref | Gen | Select | Image | Video | Fill
+Said = Text | Ids | Ref | Gen | Select | Image | Video | Fill
 Sent = Said | RoleBegin | RoleEnd | ScopeBegin | ScopeEnd | SetVar | Fork | Join
 
 

@@ -264,6 +264,8 @@ class Program:
         match laid.node:
             case ir.Text(value):
                 track.branch.append(value, "literal", laid.id, special=track.branch.role is None)
+            case ir.Ids(ids, text):
+                track.branch.append(text, "literal", laid.id, ids=ids)
             case ir.Ref() as node:
                 return () if self._refer(track, laid.id, node) else None
             case ir.Gen() | ir.Select() as node:

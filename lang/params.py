@@ -28,6 +28,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     speculative: "on" lets the runtime guess tokens ahead and verify them, which changes no answer, only its speed.
     heal: the last token of the literal before the answer is taken back and drawn anew together with what follows, so
     that the seam between prompt and answer does not force an unusual tokenization (token healing).
+    logit_bias: per token id (a dict, or pairs) what is added to its logit, -100..100. priority: higher goes first.
     """
 
     max_tokens: int = 128
@@ -51,6 +52,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     jump_forward: str = "on"
     heal: bool = False
     speculative: str = "on"
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    priority: int = 0
 
 
 KNOBS = frozenset(SamplingParams.__struct_fields__)
@@ -73,6 +76,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "prompt_logprobs": (0, 64),
     "logprob_start": (0, 2**31),
     "seed": (0, 2**63 - 1),
+    "priority": (-(2**31), 2**31),
 }
 
 
@@ -86,6 +90,9 @@ def normalise(knobs: Mapping[str, Any]) -> dict[str, Any]:
         if name not in KNOBS:
             raise TypeError(f"unknown sampling parameter {name!r}; known: {', '.join(sorted(KNOBS))}")
         if value is None:
+            continue
+        if name == "logit_bias":
+            clean[name] = _biases(value)
             continue
         if name in _TUPLES:
             clean[name] = _ids(name, value) if name == "stop_token_ids" else _texts(name, value)
@@ -133,6 +140,15 @@ def _ids(name: str, given: Any) -> tuple[int, ...]:
     ):
         raise ValueError(f"{name} takes token ids, whole numbers from 0, got {given!r}")
     return tuple([int(one) for one in ids])  # the one empty tuple, which messages leave out as the default
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    pairs = list(given.items()) if isinstance(given, Mapping) else [tuple(pair) for pair in given]
+    ids = _ids("logit_bias", [token for token, _ in pairs])
+    biases = [float(bias) for _, bias in pairs]
+    if not all(-100.0 <= bias <= 100.0 for bias in biases):
+        raise ValueError(f"logit_bias takes numbers from -100 to 100, got {given!r}")
+    return tuple(zip(ids, biases, strict=True))
 
 
 def merge(*layers: Mapping[str, Any]) -> SamplingParams:

@@ -15,7 +15,7 @@ import msgspec
 
 from branchwork.lang.ir import Laid, Placed
 
-VERSION = 3
+VERSION = 4
 MAX_FRAME = 16 * 2**20  # bytes of one message; larger ones are refused before decoding
 
 

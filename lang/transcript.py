@@ -23,12 +23,14 @@ class Segment(msgspec.Struct, frozen=True):
     origin: literal | frame | gen | select | image (no text: see Branch.pictures).
     special: the text may contain the model's special tokens (frames, and
     literals outside any role); never for text inside a role, for generated text, or for the text of a Ref.
+    ids: the tokens it was given as (int32, packed); empty for text that has none yet.
     """
 
     text: str
     origin: str
     node: int
     special: bool
+    ids: bytes = b""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -103,9 +105,9 @@ class Branch:
             if turn.last is not None
         ]
 
-    def append(self, text: str, origin: str, node: int, *, special: bool = False) -> None:
-        if text:
-            self.segments.append(Segment(text, origin, node, special))
+    def append(self, text: str, origin: str, node: int, *, special: bool = False, ids: bytes = b"") -> None:
+        if text or ids:
+            self.segments.append(Segment(text, origin, node, special, ids))
             self.stamps.append(node)
 
     def picture(self, picture: Image | Video, node: int) -> None:

@@ -7,6 +7,7 @@ The template is rendered on probe conversations with marker texts; what lies aro
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from branchwork.lang.protocol import ChatFrames, Frame
+from branchwork.lang.transcript import frame_of
 
 _MARKS = ("\u241fA\u241f", "\u241fB\u241f", "\u241fC\u241f", "\u241fD\u241f")  # text that no template contains
 ROLES = ("system", "user", "assistant")
@@ -41,6 +43,55 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], *, generate: bo
         )
     except (TemplateError, TypeError, KeyError) as error:
         raise ChatTemplateError(str(error)) from error
+
+
+def pieces(
+    template: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    generate: bool,
+    continued: bool = False,
+    **context: Any,
+) -> list[tuple[str, bool]]:
+    """What `render` writes, as (text, whether the names of special tokens stand for these in it).
+
+    names: of special tokens; where a message says one it is a piece of its own, and plain. continued: the text ends
+    with that of the last message. Without a template every message is a line "ROLE: text". Raises ChatTemplateError.
+    """
+    held = {name: name[0] + _MARKS[0] + name[1:] for name in names}
+    said = [_held(dict(message), held) for message in messages]
+    if template is not None:
+        text = render(template, said, generate=generate and not continued, **context)
+    else:
+        text = context.get("bos_token", "")
+        for message in said:
+            frame = frame_of(ChatFrames(), str(message.get("role")))
+            text += f"{frame.begin.rstrip()} {_text(message)}{frame.end}"
+        text += frame_of(ChatFrames(), "assistant").begin if generate and not continued else ""
+    if continued and said:
+        last = _text(said[-1]).rstrip()
+        text = text[: text.rindex(last) + len(last)] if last and last in text else text
+    plain = {mark: name for name, mark in held.items()}
+    if _MARKS[0] not in text:
+        return [(text, True)]
+    parts = re.split("(" + "|".join(map(re.escape, plain)) + ")", text)
+    return [(plain.get(part, part), part not in plain) for part in parts if part]
+
+
+def _held(value: Any, held: Mapping[str, str]) -> Any:
+    """A message with every name of a special token in its texts marked."""
+    if isinstance(value, str):
+        for name, mark in held.items():
+            value = value.replace(name, mark)
+        return value
+    if isinstance(value, Mapping):
+        return {key: _held(one, held) for key, one in value.items()}
+    return [_held(one, held) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    return str(message.get("content") or "")
 
 
 def frames(template: str | None, **context: Any) -> ChatFrames:

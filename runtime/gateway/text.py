@@ -6,6 +6,7 @@ Knows: the model's tokenizer and its tokens' bytes. Must not know: programs, req
 from __future__ import annotations
 
 import codecs
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,13 +18,17 @@ from branchwork.runtime.loading.tokenizer import adds_bos, eos_ids, load_tokeniz
 
 
 class Piece(Protocol):
-    """A stretch of a transcript; `special`: the model's special tokens may stand in it by their names."""
+    """A stretch of a transcript; `special`: the model's special tokens may stand in it by their names; `ids`: what it
+    was given as (int32, packed), empty for text."""
 
     @property
     def text(self) -> str: ...
 
     @property
     def special(self) -> bool: ...
+
+    @property
+    def ids(self) -> bytes: ...
 
 
 class Texts:
@@ -41,15 +46,19 @@ class Texts:
         self.start: list[int] = [bos] if bos is not None and adds_bos(directory) else []
         self.neutral: int = bos if bos is not None else (eos_ids(directory) or (0,))[0]
         self._names = {number: token.content.encode() for number, token in added.items() if token.special}
-        self._specials = tuple(token.content for token in added.values() if token.special and token.content)
+        self.special_names = tuple(token.content for token in added.values() if token.special and token.content)
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
         """Ids of the joined text. In pieces that are not special the names of special tokens are ordinary text."""
         ids: list[int] = []
         run: list[str] = []
         for piece in pieces:
+            if piece.ids:
+                ids += [*self._encode("".join(run)), *array("i", piece.ids)]
+                run = []
+                continue
             self.encoded += len(piece.text)
-            if piece.special or not any(name in piece.text for name in self._specials):
+            if piece.special or not any(name in piece.text for name in self.special_names):
                 run.append(piece.text)
                 continue
             ids += self._encode("".join(run))

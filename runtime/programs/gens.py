@@ -78,6 +78,14 @@ class Sample:
         self._text_so_far += self._decoder.feed(event.ids)
         return self._show(self._text_so_far)
 
+    def detail(self, event: wire.Tokens | wire.Finished) -> dict[str, Any]:
+        """What is known of an event's tokens, in the words of `meta`."""
+        found: dict[str, Any] = {"output_ids": list(event.ids)}
+        if self.submit.logprobs >= 0:
+            found["output_token_logprobs"] = triples(event.scores, self._texts)
+            found["output_top_logprobs"] = tops(event.scores, self._texts)
+        return found
+
     def answer(self) -> str:
         """The whole answer: its bytes up to where it was stopped, as text."""
         assert self.finished is not None
@@ -249,11 +257,13 @@ def submits(
                 presence_penalty=params.presence_penalty,
                 repetition_penalty=params.repetition_penalty,
                 seed=(seed + number * 0x9E3779B97F4A7C15) % 2**63,
+                bias=params.logit_bias,
             ),
             stops=stops,
             logprobs=-1 if params.logprobs is None else params.logprobs,
             prompt_logprobs=-1 if params.prompt_logprobs is None or number else params.prompt_logprobs,
             logprob_start=params.logprob_start,
+            priority=params.priority,
             stream=stream and number == 0,
             constraint=constraint,
             jump="off" if skip else params.jump_forward,  # forced text would heal nothing

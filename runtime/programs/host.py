@@ -38,9 +38,16 @@ class Session:
     """One program of one connection."""
 
     def __init__(
-        self, connection: bytes, program: int, frames: ChatFrames, stream: bool, budget: Budget | None = None
+        self,
+        connection: bytes,
+        program: int,
+        frames: ChatFrames,
+        stream: bool,
+        budget: Budget | None = None,
+        detail: bool = False,
     ) -> None:
         self.connection = connection
+        self.detail = detail
         self.program = program
         self.stream = stream
         self.machine = machine.Program(frames)
@@ -87,8 +94,11 @@ class Host:
 
     # --- what connections ask
 
-    def open(self, connection: bytes, program: int, stream: bool, budget: Budget | None = None) -> None:
-        session = Session(connection, program, self._frames, stream, budget)
+    def open(
+        self, connection: bytes, program: int, stream: bool, budget: Budget | None = None, detail: bool = False
+    ) -> None:
+        """detail: what is streamed says the ids behind its text, and the log-probabilities asked for."""
+        session = Session(connection, program, self._frames, stream, budget, detail)
         self._sessions[connection, program] = session
         if budget is not None and budget.seconds is not None:
             session.clock = asyncio.get_running_loop().call_later(budget.seconds, self._over_budget, session)
@@ -237,7 +247,7 @@ class Host:
             if session.spending is not None:
                 session.spending.spend(len(event.ids))
             if session.stream and work.submit.stream:
-                self._show(session, call, text)
+                self._show(session, call, work, event, text)
             self._gen_done(session, call)
         elif isinstance(event, wire.Scored) and isinstance(work, Selection):
             self._select_done(session, call, work, event)
@@ -408,7 +418,7 @@ class Host:
             session.spending.spend(len(event.ids))
             self._over_budget(session)
         if session.stream:
-            self._show(session, call, text)
+            self._show(session, call, sample, event, text)
         for name, value in sample.closing(event).items():
             session.machine.capture(call.id, name, value)
             captured = protocol.Captured(session.program, call.branch, call.node, name, value)
@@ -416,9 +426,12 @@ class Host:
         if event.closed:
             self._advance(session)
 
-    def _show(self, session: Session, call: Call, text: str) -> None:
-        if text:
-            self._emit(session.connection, protocol.Delta(session.program, call.branch, call.node, text))
+    def _show(
+        self, session: Session, call: Call, sample: Sample, event: wire.Tokens | wire.Finished, text: str
+    ) -> None:
+        meta = sample.detail(event) if session.detail and event.ids else {}
+        if text or meta:
+            self._emit(session.connection, protocol.Delta(session.program, call.branch, call.node, text, meta))
 
     def _stop(self, session: Session, calls: Sequence[int]) -> None:
         if not calls:

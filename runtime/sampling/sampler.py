@@ -105,7 +105,7 @@ class Sampler:
     ) -> torch.Tensor:
         draws = _draws(rows, shapes)
         sample = kernels.sample
-        penalised = [i for i, shape in enumerate(shapes) if _has_penalties(shape)]
+        penalised = [i for i, shape in enumerate(shapes) if _has_penalties(shape) or shape.bias]
         if not penalised:
             return sample(logits, draws, np.arange(len(rows)), masks, mask_of)
         # a copy: scores want the logits as the model gave them
@@ -113,7 +113,11 @@ class Sampler:
         for x, i in zip(changed, penalised, strict=True):
             shape = shapes[i]
             penalties = shape.frequency_penalty, shape.presence_penalty, shape.repetition_penalty
-            kernels.penalise(x, rows[i].answer_history, rows[i].prompt_history, *penalties)
+            if _has_penalties(shape):
+                kernels.penalise(x, rows[i].answer_history, rows[i].prompt_history, *penalties)
+            if shape.bias:
+                ids, biases = zip(*shape.bias, strict=True)
+                x.index_add_(0, torch.tensor(ids, device=x.device), torch.tensor(biases, device=x.device))
         tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         free = np.setdiff1d(np.arange(len(rows)), penalised)
         for source, at, which in ((changed, np.arange(len(penalised)), np.array(penalised)), (logits, free, free)):

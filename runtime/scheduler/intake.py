@@ -40,7 +40,14 @@ def refusal(message: Submit | Score, limits: Limits) -> Failed | None:
     if isinstance(message, Submit):
         named = [("the prompt", message.ids)]
         longest = message.stops.max_tokens
-        wrong = check_stops(message.stops)
+        wrong = check_stops(message.stops) or next(
+            (
+                f"logit_bias names token {token}; the vocabulary has {limits.vocab}"
+                for token, _ in message.shape.bias
+                if token >= limits.vocab
+            ),
+            "",
+        )
     else:
         named = [("the prefix", message.ids)]
         named += [(f"option {n}", option) for n, option in enumerate(message.options)]

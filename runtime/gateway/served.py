@@ -1,0 +1,180 @@
+"""One loaded model: its engine under supervision, its programs, its texts and its chat template.
+
+Knows: how these are put together. Must not know: HTTP, who else is loaded, nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from branchwork.lang.protocol import ModelInfo
+from branchwork.runtime import wire
+from branchwork.runtime.config import Config, cores, parse
+from branchwork.runtime.gateway.chat import pieces
+from branchwork.runtime.gateway.local import CONNECTION, Local
+from branchwork.runtime.gateway.named import frames_of, options_of, template_of
+from branchwork.runtime.gateway.supervisor import Supervisor
+from branchwork.runtime.gateway.text import Texts
+from branchwork.runtime.loading.hub import Resolved, resolved
+from branchwork.runtime.loading.tokenizer import eos_ids, special_texts
+from branchwork.runtime.programs.host import Emit, Host
+
+Say = Callable[[str, float], None]
+
+
+class Prompt(NamedTuple):
+    """What an answer comes after: its tokens, and what they read as."""
+
+    ids: list[int]
+    text: str
+
+
+class Served:
+    """One model. Nothing but `start` and `stop` may be called before `start` has returned.
+
+    options: name=value strings of runtime.config. emit: hears what programs of ZeroMQ clients say. template: the Jinja
+    text that chats are written with, instead of the model's own. found: what the name stands for, with the library's
+    system prompt, sampling knobs and first messages, for whoever answers requests that give none.
+    """
+
+    found: Resolved
+    texts: Texts
+    template: str | None
+    specials: Mapping[str, str]
+    info: ModelInfo
+    ready: wire.Ready
+    host: Host
+    local: Local
+
+    def __init__(
+        self, name: str, options: Sequence[str], folder: Path, emit: Emit, template: str | None = None
+    ) -> None:
+        self.name = name
+        self.config: Config = parse([f"model={name}", *options])
+        self._options = options
+        self._folder = folder
+        self._emit = emit
+        self._template = template
+        self._supervisor: Supervisor | None = None
+
+    async def start(self, say: Say) -> None:
+        """Find the model, start its engine, read its tokenizer meanwhile. Raises LoadError, ConfigError, EngineDied."""
+        say("finding the model", 0.0)
+        loop = asyncio.get_running_loop()
+
+        def downloading(fraction: float) -> None:
+            loop.call_soon_threadsafe(say, "downloading the model", fraction)
+
+        config = self.config
+        found = await asyncio.to_thread(resolved, config.model, progress=downloading)
+        found = self.found = found._replace(template=self._template or found.template)
+        directory, options = found.path, options_of(found, self._options)
+        config = self.config = parse([f"model={self.name}", *options])
+        self._supervisor = Supervisor(
+            _engine_command(directory, options),
+            self._folder,
+            threads=config.threads or cores(),
+            restarts=config.restarts,
+            on_messages=lambda messages: self.host.on_messages(messages),
+            in_flight=lambda: self.host.restart(),
+            on_loading=say,
+        )
+        starting = asyncio.create_task(self._supervisor.start())  # the tokenizer is read while the weights are
+        self.texts = await asyncio.to_thread(Texts, directory)
+        self.template = template_of(found)
+        self.specials = special_texts(directory)
+        model_frames = frames_of(found)
+        ends = eos_ids(directory)
+        self.host = Host(self.texts, model_frames, eos=ends, max_branches=config.max_branches, emit=self._say)
+        self.local = Local(self.host)
+        ready = self.ready = await starting
+        self.info = ModelInfo(
+            name=Path(config.model).name,
+            family=ready.family,
+            context=ready.context,
+            vocab=ready.vocab,
+            eos_ids=ends,
+            frames=model_frames,
+            pages=ready.pages,
+            page_size=ready.page_size,
+            device=ready.device,
+            knobs=dict(found.knobs),
+        )
+        self.host.attach(self._supervisor.send, ready.context, _facts(self.info.name, ready))
+
+    async def serve(self) -> None:
+        """Deliver the engine's events until `stop`. Raises EngineDied when it keeps dying."""
+        assert self._supervisor is not None
+        await self._supervisor.serve()
+
+    async def stop(self) -> None:
+        """End the engine process."""
+        if self._supervisor is not None:
+            await self._supervisor.stop()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of weights and KV."""
+        return self.ready.weight_bytes + self.ready.kv_bytes
+
+    def encode(self, text: str, special: bool = True) -> Prompt:
+        """A text as a whole prompt; special: the names of special tokens in it stand for these."""
+        return Prompt(self.texts.begin(self.texts.encode([_Written(text, special)])), text)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, generate: bool = True, continued: bool = False, **context: Any
+    ) -> Prompt:
+        """A conversation as the model's template writes it. What messages say never reads as special tokens.
+
+        generate: the assistant's turn is opened. continued: the last message is the assistant's, and goes on.
+        context: what templates expect beside (tools, enable_thinking ...). Raises ChatTemplateError.
+        """
+        names = self.texts.special_names
+        found = pieces(
+            self.template, messages, names, generate=generate, continued=continued, **self.specials, **context
+        )
+        written = [_Written(*piece) for piece in found]
+        return Prompt(self.texts.begin(self.texts.encode(written)), "".join(piece.text for piece in written))
+
+    def _say(self, connection: bytes, message: Any) -> None:
+        if connection == CONNECTION:
+            self.local.emit(message)
+        else:
+            self._emit(connection, message)
+
+
+class _Written(NamedTuple):
+    """A Piece of text."""
+
+    text: str
+    special: bool
+    ids: bytes = b""
+
+
+def _facts(name: str, ready: wire.Ready) -> dict[str, float | int | str]:
+    """What stats say of a runtime besides its counters."""
+    return {
+        "model": name,
+        "weights": ready.quantization or ready.dtype,
+        "dtype": ready.dtype,
+        "weight_bytes": ready.weight_bytes,
+        "read_bytes": ready.read_bytes,
+        "parameters": ready.parameters,
+        "in_layers": ready.in_layers,
+        "kv_bytes": ready.kv_bytes,
+        "page_size": ready.page_size,
+        "context": ready.context,
+        "device": ready.device,
+        "threads": ready.threads,
+    }
+
+
+def _engine_command(directory: Path, options: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "branchwork.runtime.assembly", "--directory", str(directory)]
+    for option in options:
+        command += ["--option", option]
+    return command
