@@ -199,10 +199,9 @@ def pulled(name: str) -> Manifest:
     """Pull a model, shown as it goes. Raises LoadError, also for a model that could not be run, before its weights."""
     from branchwork.runtime.loading.pull import pull
     from branchwork.runtime.loading.store import Store
-    from branchwork.runtime.models.registry import load_spec
 
     with _shown() as say:
-        return pull(name, Store(), say=say, check=load_spec)
+        return pull(name, Store(), say=say, check=_check)
 
 
 @contextmanager
@@ -243,13 +242,19 @@ def _shown() -> Iterator[Callable[[Step], None]]:
         yield say
 
 
+def _check(path: Path) -> None:
+    """Raises LoadError for a model that cannot be run here."""
+    from branchwork.runtime.models.registry import load_spec  # takes a second: not before the hub has answered
+
+    load_spec(path)
+
+
 def _unusable(path: Path) -> list[str]:
     """Why a pulled model cannot be run here; of a GGUF file that is known only when it is there."""
     from branchwork.runtime.loading.errors import LoadError
-    from branchwork.runtime.models.registry import load_spec
 
     try:
-        load_spec(path)
+        _check(path)
     except LoadError as error:
         return [f"it cannot be run: {error.message}"]
     return []
