@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from branchwork.lang.protocol import ModelInfo
 from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
-from branchwork.runtime.gateway.chat import frames, pieces
+from branchwork.runtime.gateway.chat import pieces
 from branchwork.runtime.gateway.local import CONNECTION, Local
+from branchwork.runtime.gateway.named import frames_of, options_of, template_of
 from branchwork.runtime.gateway.supervisor import Supervisor
 from branchwork.runtime.gateway.text import Texts
-from branchwork.runtime.loading.hub import find_model
-from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
+from branchwork.runtime.loading.hub import Resolved, resolved
+from branchwork.runtime.loading.tokenizer import eos_ids, special_texts
 from branchwork.runtime.programs.host import Emit, Host
 
 Say = Callable[[str, float], None]
@@ -36,9 +37,11 @@ class Served:
     """One model. Nothing but `start` and `stop` may be called before `start` has returned.
 
     options: name=value strings of runtime.config. emit: hears what programs of ZeroMQ clients say. template: the Jinja
-    text that chats are written with, instead of the model's own.
+    text that chats are written with, instead of the model's own. found: what the name stands for, with the library's
+    system prompt, sampling knobs and first messages, for whoever answers requests that give none.
     """
 
+    found: Resolved
     texts: Texts
     template: str | None
     specials: Mapping[str, str]
@@ -67,9 +70,12 @@ class Served:
             loop.call_soon_threadsafe(say, "downloading the model", fraction)
 
         config = self.config
-        directory = await asyncio.to_thread(find_model, config.model, progress=downloading)
+        found = await asyncio.to_thread(resolved, config.model, progress=downloading)
+        found = self.found = found._replace(template=self._template or found.template)
+        directory, options = found.path, options_of(found, self._options)
+        config = self.config = parse([f"model={self.name}", *options])
         self._supervisor = Supervisor(
-            _engine_command(directory, self._options),
+            _engine_command(directory, options),
             self._folder,
             threads=config.threads or cores(),
             restarts=config.restarts,
@@ -79,9 +85,9 @@ class Served:
         )
         starting = asyncio.create_task(self._supervisor.start())  # the tokenizer is read while the weights are
         self.texts = await asyncio.to_thread(Texts, directory)
-        self.template = self._template or chat_template(directory)
+        self.template = template_of(found)
         self.specials = special_texts(directory)
-        model_frames = frames(self.template, **self.specials)
+        model_frames = frames_of(found)
         ends = eos_ids(directory)
         self.host = Host(self.texts, model_frames, eos=ends, max_branches=config.max_branches, emit=self._say)
         self.local = Local(self.host)
@@ -96,6 +102,7 @@ class Served:
             pages=ready.pages,
             page_size=ready.page_size,
             device=ready.device,
+            knobs=dict(found.knobs),
         )
         self.host.attach(self._supervisor.send, ready.context, _facts(self.info.name, ready))
 
