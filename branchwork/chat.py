@@ -6,7 +6,7 @@ Knows: the language's public surface, what the library says of a model. Must not
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Chat:
             found.manifest or base_of(name, found.path),
         )
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str, None, None]:
         """The answer to `text`, piece by piece. What came of it is kept when the iterator is closed early, too.
 
         Raises ProgramError, BackendError; CapabilityError for a picture that the model cannot see.
@@ -104,7 +104,9 @@ class Chat:
     def manifest(self) -> Manifest:
         """The chat as a model of the library. Raises LoadError where it is not known what its model is made of."""
         if self.base is None:
-            raise LoadError("not_found", f"what {self.name} is made of is not known on this machine; it cannot be saved")
+            raise LoadError(
+                "not_found", f"what {self.name} is made of is not known on this machine; it cannot be saved"
+            )
         return Manifest(
             path=self.base.path,
             source=self.base.source,

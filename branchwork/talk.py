@@ -89,7 +89,8 @@ class _Connected:
         served = self._backend.model.name
         if Path(name).name != served:
             raise LoadError(
-                "not_found", f"the runtime at {self._backend.endpoint} serves {served!r}, not {name!r}; ask for {served}"
+                "not_found",
+                f"the runtime at {self._backend.endpoint} serves {served!r}, not {name!r}; ask for {served}",
             )
         return Chat.of(name, self._backend, known(name))
 

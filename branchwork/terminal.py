@@ -34,7 +34,8 @@ HELP = """\
 /load NAME                   go on with another model; what was said is left behind
 /clear                       forget what was said
 /bye                         end (Ctrl-D does it too)
-Text over several lines begins and ends with \"\"\". Ctrl-C stops an answer. A picture's path in a line sends it along."""
+Text over several lines begins and ends with \"\"\". Ctrl-C stops an answer.
+The path of a picture in a line sends it along."""
 
 Load = Callable[[str], Chat]
 
@@ -167,7 +168,9 @@ class Terminal:
             self.verbose = rest == "verbose"
             self._out.print("Figures follow each answer." if self.verbose else "No figures follow.")
         else:
-            raise ValueError("/set takes system, parameter, history, nohistory, format json, noformat, verbose or quiet")
+            raise ValueError(
+                "/set takes system, parameter, history, nohistory, format json, noformat, verbose or quiet"
+            )
 
     def _show(self, rest: str) -> None:
         if rest in ("", "info"):

@@ -66,14 +66,14 @@ def _of_directory(model: Path) -> About:
     config = companion(model, "config.json")
     said = config.get("quantization_config")
     said = said if isinstance(said, dict) else {}
-    bits = said.get("bits", 0)
+    bits = int(said.get("bits") or 0)
     parameters, kinds = 0, Counter[str]()
     for name, kind, shape in _tensors(model):
         if _BESIDE.search(name):
             continue
         count = math.prod(shape)
         if bits and _PACKED.search(name):
-            count = count * _BITS.get(kind, bits) // bits
+            count = count * (_BITS.get(kind) or bits) // bits
         parameters += count
         kinds[kind] += count
     method = f"{said['quant_method']} int{bits}" if bits and "quant_method" in said else said.get("quant_method")

@@ -72,7 +72,7 @@ def _base(name: str, store: Store, folder: Path, pulled: Callable[[str], Manifes
         path = folder / Path(name).expanduser()
         if path.is_dir() or is_gguf(path):
             return base_of(str(path), find_model(str(path)))
-        if path.exists() or path.suffix == ".gguf" and name.startswith((".", "~", "/")) or pulled is None:
+        if path.exists() or name.startswith((".", "~", "/")) or pulled is None:
             raise LoadError(
                 "not_found", f"FROM {name}: no model of the library, no directory and no .gguf file in {folder}"
             )

@@ -41,7 +41,9 @@ _PARTS = {
     "Required": "({}.required or [])",
     "Properties": "({}.properties or {{}})",
 }
-_TAG = re.compile(r"\{\{(?P<left>-(?=\s))?(?P<body>(?:\"(?:\\.|[^\"\\])*\"|`[^`]*`|/\*.*?\*/|.)*?)(?P<right>(?<=\s)-)?\}\}", re.S)
+_TAG = re.compile(
+    r"\{\{(?P<left>-(?=\s))?(?P<body>(?:\"(?:\\.|[^\"\\])*\"|`[^`]*`|/\*.*?\*/|.)*?)(?P<right>(?<=\s)-)?\}\}", re.S
+)
 _TOKEN = re.compile(
     r"""\s*(?P<token>"(?:\\.|[^"\\])*"|`[^`]*`|(?P<field>(?<=\))\.[A-Za-z][\w.]*)|\$?\.?[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"""
     r"""|\$|\.(?!\d)|-?\d+(?:\.\d+)?|[()|])"""

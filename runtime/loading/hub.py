@@ -94,7 +94,9 @@ def _stored(name: str, manifest: Manifest) -> Path:
     path = Path(manifest.path)
     if not path.exists():
         again = f"pull it again: branchwork pull {name}" if path.is_relative_to(Store().hub) else "create it again"
-        raise LoadError("not_found", f"the library's model {name!r} lies in {path}, which is not there any more; {again}")
+        raise LoadError(
+            "not_found", f"the library's model {name!r} lies in {path}, which is not there any more; {again}"
+        )
     return _inside(path) if path.is_dir() else path
 
 

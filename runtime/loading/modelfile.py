@@ -6,6 +6,7 @@ Knows: Ollama's syntax. Must not know: where models lie, what templates mean, th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from branchwork.runtime.loading import parameters
@@ -32,7 +33,7 @@ class Modelfile(NamedTuple):
     base: str
     system: str | None = None
     template: str | None = None
-    parameters: dict[str, Value] = {}
+    parameters: Mapping[str, Value] = MappingProxyType({})
     messages: tuple[Message, ...] = ()
     license: tuple[str, ...] = ()
 
@@ -79,7 +80,9 @@ def instructions(text: str) -> Iterator[Instruction]:
         word, rest = _cut(line)
         word = word.upper()
         if word in _BUILT_IN:
-            raise _error(number, f"{word} names a part of Ollama's own program; leave it out: the model's template serves")
+            raise _error(
+                number, f"{word} names a part of Ollama's own program; leave it out: the model's template serves"
+            )
         if word not in INSTRUCTIONS:
             raise _error(number, f"unknown instruction {word!r}; there are: {', '.join(INSTRUCTIONS)}")
         first = ""

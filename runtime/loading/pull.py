@@ -9,8 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from branchwork.runtime.loading.about import about, quantization_in
 from branchwork.runtime.loading.errors import LoadError
@@ -75,7 +77,7 @@ def pull(
     name: str,
     store: Store,
     *,
-    say: Say = lambda step: None,
+    say: Say | None = None,
     check: Callable[[Path], object] | None = None,
     patience: float = 1.0,
 ) -> Manifest:
@@ -85,7 +87,7 @@ def pull(
     be used is known before its weights come. patience: seconds before a broken transfer is tried again.
     Raises LoadError (name, not_found, gated, offline, ambiguous, unsupported, checksum, disk, or check's own).
     """
-    what = asked(name)
+    what, say = asked(name), say or _silent
     say(Step("looking"))
     commit, files = _listed(what)
     chosen = choose(what, files)
@@ -210,7 +212,8 @@ def _fetch_all(
         blob, checking = blobs / file.digest, file.name == "config.json"
         if not blob.exists():
             say(Step("downloading", file.name, file.digest, before, total))
-            _fetch_one(what, commit, file, blob, lambda done: say(_at(file, before + done, total)), patience)
+            moved = partial(_say_moved, say, file, before, total)
+            _fetch_one(what, commit, file, blob, moved, patience)
         before += file.size
         target = folder / file.name
         if not target.exists():
@@ -219,16 +222,18 @@ def _fetch_all(
             check(folder)
 
 
-def _at(file: File, done: int, total: int) -> Step:
-    return Step("downloading", file.name, file.digest, done, total)
+def _silent(step: Step) -> None:
+    return
 
 
-def _fetch_one(
-    what: Asked, commit: str, file: File, blob: Path, moved: Callable[[int], None], patience: float
-) -> None:
-    from huggingface_hub import get_token, hf_hub_url
+def _say_moved(say: Say, file: File, before: int, total: int, done: int) -> None:
+    say(Step("downloading", file.name, file.digest, before + done, total))
 
-    url = hf_hub_url(what.repository, file.name, revision=commit, endpoint=os.environ.get("HF_ENDPOINT"))
+
+def _fetch_one(what: Asked, commit: str, file: File, blob: Path, moved: Callable[[int], None], patience: float) -> None:
+    from huggingface_hub import HfApi, get_token
+
+    url = f"{HfApi().endpoint}/{what.repository}/resolve/{commit}/{quote(file.name)}"
     part = blob.with_name(blob.name + PART)
     headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
     found = fetch(url, part, size=file.size, digest=file.digest, headers=headers, moved=moved, patience=patience)

@@ -23,7 +23,9 @@ from branchwork.runtime.loading.errors import LoadError
 PART = ".part"  # ends the name of a file that is being downloaded
 LATEST = "latest"  # the tag of a name without one
 RESERVED = ("sapling", "sapling-draft")  # ship with the package
-_NAME = re.compile(r"(?P<path>[A-Za-z0-9][\w.-]*(?:/[\w][\w.-]*){0,3})(?::(?P<tag>\w[\w.-]*))?(?P<file>/[\w.-]+\.gguf)?")
+_NAME = re.compile(
+    r"(?P<path>[A-Za-z0-9][\w.-]*(?:/\w[\w.-]*){0,3})(?::(?P<tag>\w[\w.-]*))?(?P<file>/\w[\w.-]*\.gguf)?", re.ASCII
+)
 _HOSTS = ("hf.co/", "huggingface.co/", "https://huggingface.co/", "https://hf.co/")
 _LONGEST = 200  # bytes of a file name that every file system takes
 
