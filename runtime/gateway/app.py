@@ -18,11 +18,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from branchwork.runtime.config import ConfigError
-from branchwork.runtime.gateway import native
+from branchwork.runtime.gateway import anthropic, native, ollama
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import bearer
 
-DIALECTS = (native,)
+DIALECTS = (anthropic, ollama, native)
 OPEN = ("/health",)  # paths that need no key
 
 

@@ -27,6 +27,7 @@ from branchwork.runtime.gateway.service import Service
 from branchwork.runtime.gateway.site import Http, Site
 from branchwork.runtime.gateway.supervisor import EngineDied
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.store import LATEST, RESERVED, Store, canonical
 
 REFUSAL_TIME = 5.0  # seconds that a failed gateway stays to tell clients why
 
@@ -96,18 +97,27 @@ async def serve(arguments: Arguments) -> int:
 
 
 def _models(arguments: Arguments, folder: Path, server: Server) -> Models:
-    """Those that were named, under their whole names and the last part of each; and the packaged one."""
-    names = list(dict.fromkeys([*arguments.models, "sapling"]))
-    known = {Path(name).name: name for name in reversed(names)} | {name: name for name in names}
+    """Those that were named, under their whole names and the last part of each; the packaged one; the library's."""
+    named = list(dict.fromkeys([*arguments.models, "sapling"]))
+    known = {Path(name).name: name for name in reversed(named)} | {name: name for name in named}
+    options, store = tuple(arguments.options), Store()
 
     def find(name: str) -> Wanted | None:
-        return Wanted(known[name], tuple(arguments.options)) if name in known else None
+        name = known.get(name.removesuffix(f":{LATEST}"), name)
+        manifest = store.find(name) if name not in RESERVED else None
+        if manifest is not None:
+            return Wanted(name if name in named else canonical(name), options, manifest.modified)
+        return Wanted(name, options) if name in named else None
 
     def build(wanted: Wanted) -> Served:
         own = Path(tempfile.mkdtemp(dir=folder))
-        return Served(wanted.name, wanted.options, own, server.emit, wanted.template)
+        return Served(wanted.name, wanted.options, own, server.emit)
 
-    return Models(find, build, names=lambda: names, pinned=names[:1])
+    def names() -> list[str]:
+        listed = {find(name): name for name in reversed([*named, *store.names()])}
+        return list(reversed(listed.values()))
+
+    return Models(find, build, names=names, pinned=named[:1])
 
 
 async def _run(arguments: Arguments, models: Models, server: Server) -> None:

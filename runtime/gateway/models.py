@@ -21,11 +21,15 @@ FOREVER = float("inf")
 
 
 class Wanted(NamedTuple):
-    """A model that may be asked for. options: name=value strings; template: instead of the model's own."""
+    """A model that may be asked for, by any of its names. name: the one it is loaded and listed under.
+
+    options: name=value strings. changed: when what the name stands for was last changed (seconds since 1970); a model
+    that was loaded before is loaded anew once nobody uses it.
+    """
 
     name: str
     options: tuple[str, ...]
-    template: str | None = None
+    changed: float = 0.0
 
 
 class Unknown(Exception):
@@ -53,7 +57,8 @@ class Row(NamedTuple):
 class _Slot:
     """One model, loaded or loading. users: requests under way; keep: seconds it stays without any."""
 
-    def __init__(self, served: Served, keep: float) -> None:
+    def __init__(self, wanted: Wanted, served: Served, keep: float) -> None:
+        self.wanted = wanted
         self.served = served
         self.keep = keep
         self.users = 0
@@ -95,10 +100,10 @@ class Models:
 
         Raises Unknown, Unavailable.
         """
-        slot = await self._slot(name, say)
+        slot = await self._slot(self.wanted(name), say)
         slot.users += 1
         try:
-            if keep_alive is not None and name not in self._pinned:
+            if keep_alive is not None and slot.wanted.name not in self._pinned:
                 slot.keep = keep_alive
             yield slot.served
         finally:
@@ -109,7 +114,7 @@ class Models:
         """What is loaded now, the latest used first."""
         now, rows = time.monotonic(), []
         for name, slot in sorted(self._slots.items(), key=lambda item: -item[1].used):
-            if slot.ready is not None and slot.ready.done():
+            if slot.serving is not None:
                 expires = FOREVER if name in self._pinned else max(slot.used + slot.keep - now, 0.0)
                 rows.append(Row(name, slot.served, slot.served.memory, slot.users, expires))
         return rows
@@ -119,6 +124,14 @@ class Models:
         serving = self._slots[name].serving
         assert serving is not None
         await serving
+
+    def expire(self, name: str) -> bool:
+        """Let a loaded model go as soon as nobody uses it; False where it is not loaded, or is to stay."""
+        slot = self._slots.get(name)
+        if slot is None or name in self._pinned:
+            return False
+        slot.keep = 0.0
+        return True
 
     async def stop(self, name: str) -> bool:
         """Let a model go now, whoever uses it; whether it was loaded."""
@@ -139,11 +152,25 @@ class Models:
             for name in list(self._slots):
                 await self._end(name)
 
-    async def _slot(self, name: str, say: Say | None) -> _Slot:
+    def wanted(self, name: str) -> Wanted:
+        """What a name stands for. Raises Unknown, Unavailable."""
+        try:
+            wanted = self._find(name)
+        except LoadError as error:
+            raise Unavailable(error.code, str(error)) from error
+        if wanted is None:
+            raise Unknown(f"there is no model {name!r} here; there are: {', '.join(self.names()) or 'none'}")
+        return wanted
+
+    async def _slot(self, wanted: Wanted, say: Say | None) -> _Slot:
+        name = wanted.name
         slot = self._slots.get(name)
-        if slot is None:
+        if slot is None or (slot.wanted != wanted and not slot.users):
             async with self._changing:
-                slot = self._slots.get(name) or await self._load(name)
+                slot = self._slots.get(name)
+                if slot is not None and slot.wanted != wanted and not slot.users:
+                    await self._end(name)
+                slot = self._slots.get(name) or await self._load(wanted)
         assert slot.ready is not None
         while not slot.ready.done():
             if say is not None:
@@ -157,12 +184,10 @@ class Models:
             raise Unavailable(getattr(error, "code", "config"), str(error)) from error
         return slot
 
-    async def _load(self, name: str) -> _Slot:
-        wanted = self._find(name)
-        if wanted is None:
-            raise Unknown(f"there is no model {name!r} here; there are: {', '.join(self.names()) or 'none'}")
+    async def _load(self, wanted: Wanted) -> _Slot:
         await self._make_room()
-        slot = self._slots[name] = _Slot(self._build(wanted), self.keep_alive)
+        name = wanted.name
+        slot = self._slots[name] = _Slot(wanted, self._build(wanted), self.keep_alive)
 
         def say(stage: str, fraction: float) -> None:
             slot.stage = (stage, fraction)

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from branchwork.lang.protocol import ModelInfo
+from branchwork.lang.transcript import frame_of
 from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
-from branchwork.runtime.gateway.chat import frames, pieces
+from branchwork.runtime.gateway.chat import pieces
 from branchwork.runtime.gateway.local import CONNECTION, Local
+from branchwork.runtime.gateway.named import frames_of, options_of, template_of
 from branchwork.runtime.gateway.supervisor import Supervisor
 from branchwork.runtime.gateway.text import Texts
-from branchwork.runtime.loading.hub import find_model
-from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
+from branchwork.runtime.loading.hub import Resolved, resolved
+from branchwork.runtime.loading.tokenizer import eos_ids, special_texts
 from branchwork.runtime.programs.host import Emit, Host
 
 Say = Callable[[str, float], None]
@@ -35,10 +37,12 @@ class Prompt(NamedTuple):
 class Served:
     """One model. Nothing but `start` and `stop` may be called before `start` has returned.
 
-    options: name=value strings of runtime.config. emit: hears what programs of ZeroMQ clients say. template: the Jinja
-    text that chats are written with, instead of the model's own.
+    options: name=value strings of runtime.config. emit: hears what programs of ZeroMQ clients say. found: what the
+    model library says of the name: its files, and the system prompt, first messages and sampling knobs that hold where
+    a request says nothing of them. template: the Jinja text that chats are written with.
     """
 
+    found: Resolved
     texts: Texts
     template: str | None
     specials: Mapping[str, str]
@@ -47,15 +51,12 @@ class Served:
     host: Host
     local: Local
 
-    def __init__(
-        self, name: str, options: Sequence[str], folder: Path, emit: Emit, template: str | None = None
-    ) -> None:
+    def __init__(self, name: str, options: Sequence[str], folder: Path, emit: Emit) -> None:
         self.name = name
         self.config: Config = parse([f"model={name}", *options])
         self._options = options
         self._folder = folder
         self._emit = emit
-        self._template = template
         self._supervisor: Supervisor | None = None
 
     async def start(self, say: Say) -> None:
@@ -66,10 +67,11 @@ class Served:
         def downloading(fraction: float) -> None:
             loop.call_soon_threadsafe(say, "downloading the model", fraction)
 
-        config = self.config
-        directory = await asyncio.to_thread(find_model, config.model, progress=downloading)
+        found = self.found = await asyncio.to_thread(resolved, self.name, progress=downloading)
+        directory, options = found.path, options_of(found, self._options)
+        config = self.config = parse([f"model={self.name}", *options])
         self._supervisor = Supervisor(
-            _engine_command(directory, self._options),
+            _engine_command(directory, options),
             self._folder,
             threads=config.threads or cores(),
             restarts=config.restarts,
@@ -79,9 +81,9 @@ class Served:
         )
         starting = asyncio.create_task(self._supervisor.start())  # the tokenizer is read while the weights are
         self.texts = await asyncio.to_thread(Texts, directory)
-        self.template = self._template or chat_template(directory)
+        self.template = template_of(found)
         self.specials = special_texts(directory)
-        model_frames = frames(self.template, **self.specials)
+        model_frames = frames_of(found)
         ends = eos_ids(directory)
         self.host = Host(self.texts, model_frames, eos=ends, max_branches=config.max_branches, emit=self._say)
         self.local = Local(self.host)
@@ -96,6 +98,7 @@ class Served:
             pages=ready.pages,
             page_size=ready.page_size,
             device=ready.device,
+            knobs=dict(found.knobs),
         )
         self.host.attach(self._supervisor.send, ready.context, _facts(self.info.name, ready))
 
@@ -119,19 +122,39 @@ class Served:
         return Prompt(self.texts.begin(self.texts.encode([_Written(text, special)])), text)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, generate: bool = True, continued: bool = False, **context: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generate: bool = True,
+        continued: bool = False,
+        template: str | None = None,
+        **context: Any,
     ) -> Prompt:
         """A conversation as the model's template writes it. What messages say never reads as special tokens.
 
         generate: the assistant's turn is opened. continued: the last message is the assistant's, and goes on.
-        context: what templates expect beside (tools, enable_thinking ...). Raises ChatTemplateError.
+        template: Jinja, instead of the model's. context: what templates expect beside (tools, enable_thinking ...).
+        Raises ChatTemplateError.
         """
-        names = self.texts.special_names
-        found = pieces(
-            self.template, messages, names, generate=generate, continued=continued, **self.specials, **context
-        )
+        names, context = self.texts.special_names, {**self.specials, **context}
+        found = pieces(template or self.template, messages, names, generate=generate, continued=continued, **context)
         written = [_Written(*piece) for piece in found]
         return Prompt(self.texts.begin(self.texts.encode(written)), "".join(piece.text for piece in written))
+
+    def round(self, ids: Sequence[int], text: str) -> Prompt:
+        """After `ids`, which end within the assistant's turn: its end, what the user says, a new turn's beginning."""
+        user, assistant = (frame_of(self.info.frames, role) for role in ("user", "assistant"))
+        written = [_Written(assistant.end + user.begin, True), _Written(text, False)]
+        whole = [*ids, *self.texts.encode([*written, _Written(user.end + assistant.begin, True)])]
+        return Prompt(whole, self.texts.text_of(whole))
+
+    def begun(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """A conversation from its very beginning: the library's first messages come before these, and its system
+        prompt where they have none."""
+        whole = [*({"role": one.role, "content": one.content} for one in self.found.messages), *messages]
+        if self.found.system and not any(one.get("role") == "system" for one in whole):
+            whole.insert(0, {"role": "system", "content": self.found.system})
+        return whole
 
     def _say(self, connection: bytes, message: Any) -> None:
         if connection == CONNECTION:
