@@ -154,7 +154,7 @@ def _generated(served: Served, body: Generate) -> Turn:
 
 
 def _chatted(served: Served, body: Chat) -> Turn:
-    """The turn after a conversation. The oldest messages of one that is too long are left out, unless told otherwise."""
+    """The turn after a conversation, the oldest messages of which are left out if it is too long, unless told not to."""
     messages, tools, format = [_told(one) for one in body.messages], specs(body.tools), shape(body.format)
     context = _thinking(served, body)
     old = [at for at, one in enumerate(messages[:-1]) if one["role"] != "system"]
@@ -221,17 +221,14 @@ def _refuse_images(images: list[Any] | None) -> None:
 
 async def _load(call: Call[Any], way: Way) -> Any:
     """Nothing is asked: the model is loaded, or let go when it is to be kept for no time at all."""
-    body, began = call.body, time.monotonic()
-    keep = seconds(body.keep_alive)
+    body, models, keep = call.body, call.service.models, seconds(call.body.keep_alive)
+    name = call.service.wanted(body.model).name
     if keep == 0:
-        call.service.models.expire(call.service.wanted(body.model).name)
-    else:
-        async with call.service.model(body.model, keep):
-            pass
-    figures = {"done": True, "done_reason": "unload" if keep == 0 else "load"}
-    if keep != 0:
-        figures["load_duration"] = nanoseconds(time.monotonic() - began)
-    return _object(body, way.shown({"content": ""}), figures)
+        models.forget(name)
+        stays = any(row.name == name and row.expires for row in models.loaded())
+        return _object(body, way.shown({"content": ""}), {"done": True, "done_reason": "load" if stays else "unload"})
+    async with call.service.model(body.model, keep):
+        return _object(body, way.shown({"content": ""}), {"done": True, "done_reason": "load"})
 
 
 async def _answer(call: Call[Any], way: Way) -> Any:

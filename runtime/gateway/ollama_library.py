@@ -155,7 +155,7 @@ async def delete(call: Call[Named]) -> Any:
         await asyncio.to_thread(Store().remove, wanted.name)
     except LoadError as error:
         raise problem(error) from error
-    call.service.models.expire(wanted.name)
+    call.service.models.forget(wanted.name)
     return Response()
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from branchwork.lang.protocol import ModelInfo
 from branchwork.lang.transcript import frame_of
@@ -17,7 +20,7 @@ from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
 from branchwork.runtime.gateway.chat import pieces
 from branchwork.runtime.gateway.local import CONNECTION, Local
-from branchwork.runtime.gateway.named import frames_of, options_of, template_of
+from branchwork.runtime.gateway.named import frames_of, template_of
 from branchwork.runtime.gateway.supervisor import Supervisor
 from branchwork.runtime.gateway.text import Texts
 from branchwork.runtime.loading.hub import Resolved, resolved
@@ -39,7 +42,8 @@ class Served:
 
     options: name=value strings of runtime.config. emit: hears what programs of ZeroMQ clients say. found: what the
     model library says of the name: its files, and the system prompt, first messages and sampling knobs that hold where
-    a request says nothing of them. template: the Jinja text that chats are written with.
+    a request says nothing of them. None for what is not the library's; then it is looked for.
+    template: the Jinja text that chats are written with.
     """
 
     found: Resolved
@@ -51,8 +55,11 @@ class Served:
     host: Host
     local: Local
 
-    def __init__(self, name: str, options: Sequence[str], folder: Path, emit: Emit) -> None:
+    def __init__(
+        self, name: str, options: Sequence[str], folder: Path, emit: Emit, found: Resolved | None = None
+    ) -> None:
         self.name = name
+        self._found = found
         self.config: Config = parse([f"model={name}", *options])
         self._options = options
         self._folder = folder
@@ -67,11 +74,10 @@ class Served:
         def downloading(fraction: float) -> None:
             loop.call_soon_threadsafe(say, "downloading the model", fraction)
 
-        found = self.found = await asyncio.to_thread(resolved, self.name, progress=downloading)
-        directory, options = found.path, options_of(found, self._options)
-        config = self.config = parse([f"model={self.name}", *options])
+        found = self.found = self._found or await asyncio.to_thread(resolved, self.name, progress=downloading)
+        config, directory = self.config, found.path
         self._supervisor = Supervisor(
-            _engine_command(directory, options),
+            _engine_command(directory, self._options),
             self._folder,
             threads=config.threads or cores(),
             restarts=config.restarts,
@@ -89,7 +95,7 @@ class Served:
         self.local = Local(self.host)
         ready = self.ready = await starting
         self.info = ModelInfo(
-            name=Path(config.model).name,
+            name=Path(self.name).name,
             family=ready.family,
             context=ready.context,
             vocab=ready.vocab,
@@ -111,6 +117,16 @@ class Served:
         """End the engine process."""
         if self._supervisor is not None:
             await self._supervisor.stop()
+
+    def under(self, name: str, found: Resolved | None) -> Served:
+        """The same engine and tree by another name, with what the library says of that one."""
+        other = copy(self)
+        other.name = name
+        other.found = found or Resolved(name, self.found.path)
+        other.template = template_of(other.found)
+        info = {"name": Path(name).name, "frames": frames_of(other.found), "knobs": dict(other.found.knobs)}
+        other.info = msgspec.structs.replace(self.info, **info)
+        return other
 
     @property
     def memory(self) -> int:

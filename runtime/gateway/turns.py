@@ -97,7 +97,7 @@ def next_turn(served: Served, ask: Ask, before: Prompt | None = None) -> Turn:
 
 def rendered(served: Served, ask: Ask, *, generate: bool = True) -> Prompt:
     """The conversation as the model's template writes it. Raises Problem 400."""
-    messages, context = prepared(served, ask)
+    messages, context = prepared(served, ask._replace(messages=served.begun(ask.messages)))
     try:
         return served.chat(messages, generate=generate, continued=ask.continued, **context)
     except ChatTemplateError as error:
@@ -113,7 +113,7 @@ def prepared(served: Served, ask: Ask) -> tuple[list[Mapping[str, Any]], dict[st
     template = served.template or ""
     form = format_of(served.template, served.info.family)
     try:
-        messages = [_message(message, template, form) for message in served.begun(ask.messages)]
+        messages = [_message(message, template, form) for message in ask.messages]
     except ValueError as error:
         raise Problem(400, "invalid_messages", str(error), "messages") from error
     context: dict[str, Any] = {"tools": [tool.schema for tool in ask.tools] or None, **ask.context}
