@@ -24,6 +24,7 @@ from branchwork.lang.constraint import (
     JsonSchema,
     Literal,
     Maybe,
+    OneOf,
     Repeat,
     Sequence,
     Tagged,
@@ -126,6 +127,8 @@ def _plain(constraint: Constraint) -> Constraint:
             for part in map(_plain, parts):
                 flat += part.parts if isinstance(part, Sequence) else (part,)
             return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+        case OneOf(parts):
+            return OneOf(tuple(map(_plain, parts)))
         case Maybe(part=part):
             return Maybe(_plain(part))
         case Repeat(part=part):
@@ -178,6 +181,8 @@ class _Builder:
                 return f"@{name}"
             case Sequence(parts):
                 return self._sequence(parts)
+            case OneOf(parts):
+                return self.rule(" | ".join(self.expression(part) or _EMPTY for part in parts))
             case Maybe(part=part):
                 return f"({self.expression(part)})?"
             case Repeat():
