@@ -18,11 +18,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from branchwork.runtime.config import ConfigError
-from branchwork.runtime.gateway import native
+from branchwork.runtime.gateway import native, openai
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import bearer
 
-DIALECTS = (native,)
+DIALECTS = (openai, native)  # the first one whose paths a request's begins with shapes its errors
 OPEN = ("/health",)  # paths that need no key
 
 
