@@ -113,6 +113,10 @@ class Models:
         self._slots: dict[Engine, _Slot] = {}
         self._changing = asyncio.Lock()
 
+    def knows(self, name: str) -> bool:
+        """Whether a model of this name may be asked for."""
+        return self._find(name) is not None
+
     @asynccontextmanager
     async def use(self, name: str, keep_alive: float | None = None, say: Say | None = None) -> AsyncIterator[Served]:
         """A loaded model, which stays so meanwhile. keep_alive: seconds to keep it afterwards, 0 to let it go at once.
