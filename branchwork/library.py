@@ -31,7 +31,10 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="a name of the
 
 def pull(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="owner/name[:revision or quantization][/file.gguf] on the hub")
+        str,
+        typer.Argument(
+            metavar="NAME", help="owner/name, owner/name:revision, owner/name:Q4_K_M or owner/name/file.gguf"
+        ),
     ],
 ) -> None:
     """Bring a model of the Hugging Face hub into the library. A broken download goes on where it stopped."""

@@ -82,7 +82,7 @@ class _Connected:
     """A runtime that serves already."""
 
     def __init__(self, endpoint: str) -> None:
-        self._backend = bw.connect(endpoint, token=os.environ.get("BRANCHWORK_TOKEN", ""))
+        self._backend = bw.connect(endpoint, token=os.environ.get("BRANCHWORK_TOKEN", ""), timeout=3)
 
     def chat(self, name: str) -> Chat:
         """Raises LoadError (not_found) for another model than the one that is served."""

@@ -107,9 +107,8 @@ def to_jinja(template: str) -> str:
     if any(piece.action and re.search(r"\.Messages\b", piece.text) for piece in pieces):
         return _MESSAGES + _Writer(pieces).write()
     cut = next((i for i, piece in enumerate(pieces) if piece.action and piece.text == ".Response"), len(pieces))
-    depth = sum(_opens(piece) for piece in pieces[:cut])
-    if depth:
-        raise _refused(".Response inside an if or range", pieces[cut].line if cut < len(pieces) else 0)
+    if cut < len(pieces) and sum(_opens(piece) for piece in pieces[:cut]):
+        raise _refused(".Response inside an if or range", pieces[cut].line)
     head, tail = _Writer(pieces[:cut]).write(), _Writer(pieces[cut + 1 :]).write()
     return _ROUNDS.replace("@TAIL@", tail).replace("@HEAD@", head)
 
@@ -308,9 +307,8 @@ def _quoted(text: str) -> str:
 
 
 def _refused(what: str, line: int) -> LoadError:
-    where = f"line {line} of the template" if line else "the template"
     return LoadError(
         "template",
-        f"{where}: {what} cannot be translated; write the template in Jinja, or leave TEMPLATE out: then the model's "
-        "own template is used",
+        f"line {line} of the template: {what} cannot be translated; write the template in Jinja, or leave TEMPLATE "
+        "out: then the model's own template is used",
     )

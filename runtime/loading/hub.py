@@ -165,7 +165,8 @@ def _download(name: str, progress: Progress | None, offline: bool) -> Path:
         raise LoadError(
             "offline",
             f"model {name!r} is not complete in the local cache and the hub cannot be reached ({error!s:.200}); "
-            f"go online and try again (the download resumes), or use a directory, or the packaged model {PACKAGED!r}",
+            f"go online and try again (`branchwork pull {name}` goes on where it broke off), or use a directory, or "
+            f"the packaged model {PACKAGED!r}",
         ) from error
     return Path(where)
 

@@ -153,7 +153,7 @@ def _quoted(begun: str, lines: list[str], at: int, number: int) -> tuple[str, in
 
 def _quote(text: str) -> str:
     if any(line.rstrip().endswith('"""') for line in text.split("\n")[:-1]) or "\r" in text:
-        raise LoadError("modelfile", f'a line of {text:.60!r} ends with """; a Modelfile cannot hold that')
+        raise LoadError("modelfile", f'a line of {text[:60]!r} ends with """; a Modelfile cannot hold that')
     plain = "\n" not in text and '"' not in text
     return f'"{text}"' if plain else f'"""{text}"""'
 
