@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from branchwork.lang.constraint import Constraint
@@ -88,7 +88,9 @@ def specs(tools: list[dict[str, Any]] | None) -> list[ToolSpec]:
 
 def stamp(when: float | None = None) -> str:
     """A time (seconds since 1970, now for None) as RFC 3339."""
-    return datetime.fromtimestamp(time.time() if when is None else when, UTC).isoformat().replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(time.time() if when is None else when, timezone.utc).isoformat().replace("+00:00", "Z")
+    )
 
 
 def nanoseconds(duration: float) -> int:

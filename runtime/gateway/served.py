@@ -74,8 +74,10 @@ class Served:
         def downloading(fraction: float) -> None:
             loop.call_soon_threadsafe(say, "downloading the model", fraction)
 
-        found = self.found = self._found or await asyncio.to_thread(resolved, self.name, progress=downloading)
-        config, directory = self.config, found.path
+        found = self._found
+        if found is None:
+            found = await asyncio.to_thread(resolved, self.name, progress=downloading)
+        self.found, config, directory = found, self.config, found.path
         self._supervisor = Supervisor(
             _engine_command(directory, self._options),
             self._folder,
