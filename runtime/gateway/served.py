@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from branchwork.lang.protocol import ModelInfo
 from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
-from branchwork.runtime.gateway.chat import frames, pieces
+from branchwork.runtime.gateway.chat import following, frames, pieces
 from branchwork.runtime.gateway.local import CONNECTION, Local
 from branchwork.runtime.gateway.supervisor import Supervisor
 from branchwork.runtime.gateway.text import Texts
@@ -132,6 +132,23 @@ class Served:
         )
         written = [_Written(*piece) for piece in found]
         return Prompt(self.texts.begin(self.texts.encode(written)), "".join(piece.text for piece in written))
+
+    def answered(self, prompt: Prompt, text: str, meta: Mapping[str, Any]) -> Prompt:
+        """The transcript that an answer leaves: the very tokens that were drawn. text, meta: of the answer."""
+        kept = meta["output_ids"][: meta["kept_tokens"]]
+        length = sum(len(self.texts.token_bytes[token]) for token in kept)
+        rest = text.encode()[length:].decode("utf-8", "ignore")  # of a token that a stop has cut
+        tail = self.texts.encode([_Written(rest, False)])
+        return Prompt([*prompt.ids, *kept, *tail], prompt.text + text)
+
+    def resume(self, transcript: Prompt, messages: Sequence[Mapping[str, Any]], **context: Any) -> Prompt:
+        """A transcript that ends with the text of the assistant's turn, goes on with messages, and opens the next turn.
+
+        Its tokens stay as they are. Raises ChatTemplateError.
+        """
+        found = following(self.template, messages, self.texts.special_names, **self.specials, **context)
+        ids = self.texts.encode([_Written(*piece) for piece in found])
+        return Prompt([*transcript.ids, *ids], transcript.text + "".join(text for text, _ in found))
 
     def _say(self, connection: bytes, message: Any) -> None:
         if connection == CONNECTION:
