@@ -7,12 +7,20 @@ from collections.abc import Iterator
 import pytest
 
 import branchwork as bw
+from tests.serving import serving
 
 
 @pytest.fixture(scope="session")
 def runtime() -> Iterator[bw.Runtime]:
     with bw.Runtime("sapling", threads=1, pages=40_000) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a server with the packaged model answers HTTP; one for all dialects' tests."""
+    folder = tmp_path_factory.mktemp("serve")
+    yield from serving(folder, "-o", "threads=1", "-o", "pages=40000", XDG_CACHE_HOME=str(folder))
 
 
 @pytest.fixture(autouse=True)
