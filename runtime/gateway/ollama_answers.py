@@ -24,7 +24,7 @@ from branchwork.runtime.gateway.ollama_fields import DEFAULTS, knobs, nanosecond
 from branchwork.runtime.gateway.replies import params_for, parts, room
 from branchwork.runtime.gateway.served import Prompt, Served
 from branchwork.runtime.gateway.service import Problem
-from branchwork.runtime.gateway.turns import Ask, Turn, next_turn, rendered
+from branchwork.runtime.gateway.turns import Ask, Turn, next_turn, rendered, resumed
 from branchwork.runtime.gateway.web import LINES, Call, Stream
 from branchwork.runtime.loading.create import check_template
 from branchwork.runtime.loading.errors import LoadError
@@ -147,10 +147,14 @@ def _generated(served: Served, body: Generate) -> Turn:
         context["template"] = _template(body.template)
     if not all(0 <= number < served.info.vocab for number in body.context or ()):
         raise Problem(400, "invalid_request", f"context takes ids of tokens, 0..{served.info.vocab - 1}", "context")
-    messages = [{"role": "system", "content": body.system}] if body.system else []
-    messages.append({"role": "user", "content": body.prompt})
-    before = served.round(body.context, body.prompt) if body.context else None
-    return next_turn(served, Ask(messages, shape=shape(body.format), context=context), before)
+    ask = Ask([{"role": "user", "content": body.prompt}], shape=shape(body.format), context=context)
+    if body.context:
+        before = resumed(served, ask, Prompt(body.context, served.texts.text_of(body.context)))
+        if before is None:
+            raise Problem(400, "unsupported", "this model's template cannot go on from a context", "context")
+        return next_turn(served, ask, before)
+    system = [{"role": "system", "content": body.system}] if body.system else []
+    return next_turn(served, ask._replace(messages=[*system, *ask.messages]))
 
 
 def _chatted(served: Served, body: Chat) -> Turn:

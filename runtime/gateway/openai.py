@@ -10,8 +10,10 @@ from typing import Any
 
 from starlette.routing import Route
 
-from branchwork.runtime.gateway import openai_chat, openai_text
+from branchwork.runtime.gateway import openai_chat, openai_embeddings, openai_responses, openai_text
+from branchwork.runtime.gateway.openai_responses import Responses
 from branchwork.runtime.gateway.openai_shapes import DIALECT
+from branchwork.runtime.gateway.openai_store import Store, default_file
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import Call, route
 
@@ -21,9 +23,16 @@ _STARTED = int(time.time())
 
 def routes(service: Service) -> list[Route]:
     """Every route of this dialect."""
+    responses = Responses(Store(default_file()))
+    one = "/v1/responses/{number}"
     return [
         route(service, DIALECT, "POST", "/v1/chat/completions", openai_chat.Body, openai_chat.chat),
         route(service, DIALECT, "POST", "/v1/completions", openai_text.Body, openai_text.completion),
+        route(service, DIALECT, "POST", "/v1/embeddings", openai_embeddings.Body, openai_embeddings.embeddings),
+        route(service, DIALECT, "POST", "/v1/responses", openai_responses.Body, responses.create),
+        route(service, DIALECT, "GET", one, None, responses.get),
+        route(service, DIALECT, "DELETE", one, None, responses.delete),
+        route(service, DIALECT, "GET", f"{one}/input_items", None, responses.items),
         route(service, DIALECT, "GET", "/v1/models", None, _models),
         route(service, DIALECT, "GET", "/v1/models/{name:path}", None, _model),
     ]

@@ -6,7 +6,7 @@ Knows: OpenAI's names. Must not know: how answers are written, HTTP. What is not
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -126,7 +126,7 @@ def sampling(served: Served, body: Sampling, **more: Any) -> SamplingParams:
         knobs["seed"] = body.seed % _INT64  # a negative one is as good as any
     if body.logit_bias:
         knobs["logit_bias"] = _biases(body.logit_bias, served.info.vocab)
-    knobs |= more
+    knobs = {**served.info.knobs, **{name: value for name, value in (knobs | more).items() if value is not None}}
     if knobs.get("max_tokens") is None:
         knobs["max_tokens"] = served.info.context  # the room that the prompt leaves is less
     return checked(knobs)
@@ -168,7 +168,7 @@ def _biases(given: Mapping[str, float], vocab: int) -> dict[int, float]:
 
 def shape_of(body: Sampling) -> Constraint | None:
     """What the answer's text must look like. Raises Problem 400."""
-    ways = {
+    ways: dict[str, Callable[[], Constraint | None]] = {
         "response_format": lambda: format_shape(body.response_format, "response_format"),
         "regex": lambda: None if body.regex is None else regex_of(body.regex),
         "grammar": lambda: None if body.grammar is None else grammar_of(body.grammar),

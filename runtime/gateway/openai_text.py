@@ -89,31 +89,31 @@ def _asked(served: Served, body: Body) -> _Asked:
         "model": body.model,
         "system_fingerprint": fingerprint(served),
     }
-    return _Asked(served, _prompts(served, body.prompt), params, fields.shape_of(body), head, none)
+    return _Asked(served, prompts_of(served, body.prompt, "prompt"), params, fields.shape_of(body), head, none)
 
 
-def _prompts(served: Served, given: str | Sequence[str | int | list[int]]) -> list[Prompt]:
-    """One text, one list of ids, or a list of either."""
+def prompts_of(served: Served, given: str | Sequence[str | int | list[int]], where: str) -> list[Prompt]:
+    """One text, one list of ids, or a list of either. Raises Problem 400."""
     if isinstance(given, str):
         return [served.encode(given)]
     numbers = [one for one in given if isinstance(one, int)]
     if not given or (numbers and len(numbers) < len(given)):
-        text = "prompt is a text, a list of token ids, or a list of either, and not empty"
-        raise Problem(400, "invalid_value", text, "prompt")
+        text = f"{where} is a text, a list of token ids, or a list of either, and not empty"
+        raise Problem(400, "invalid_value", text, where)
     if numbers:
-        return [_of_ids(served, numbers)]
+        return [_of_ids(served, numbers, where)]
     return [
-        served.encode(one) if isinstance(one, str) else _of_ids(served, one)
+        served.encode(one) if isinstance(one, str) else _of_ids(served, one, where)
         for one in given
         if not isinstance(one, int)
     ]
 
 
-def _of_ids(served: Served, ids: list[int]) -> Prompt:
+def _of_ids(served: Served, ids: list[int], where: str) -> Prompt:
     wrong = next((one for one in ids if not 0 <= one < served.info.vocab), None)
     if wrong is not None:
-        text = f"prompt holds the token id {wrong}; this model has those from 0 to {served.info.vocab - 1}"
-        raise Problem(400, "invalid_value", text, "prompt")
+        text = f"{where} holds the token id {wrong}; this model has those from 0 to {served.info.vocab - 1}"
+        raise Problem(400, "invalid_value", text, where)
     return Prompt(ids, served.texts.text_of(ids))
 
 

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from branchwork.lang.protocol import ModelInfo
-from branchwork.lang.transcript import frame_of
 from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
-from branchwork.runtime.gateway.chat import pieces
+from branchwork.runtime.gateway.chat import following, pieces
 from branchwork.runtime.gateway.local import CONNECTION, Local
 from branchwork.runtime.gateway.named import frames_of, template_of
 from branchwork.runtime.gateway.supervisor import Supervisor
@@ -159,12 +158,22 @@ class Served:
         written = [_Written(*piece) for piece in found]
         return Prompt(self.texts.begin(self.texts.encode(written)), "".join(piece.text for piece in written))
 
-    def round(self, ids: Sequence[int], text: str) -> Prompt:
-        """After `ids`, which end within the assistant's turn: its end, what the user says, a new turn's beginning."""
-        user, assistant = (frame_of(self.info.frames, role) for role in ("user", "assistant"))
-        written = [_Written(assistant.end + user.begin, True), _Written(text, False)]
-        whole = [*ids, *self.texts.encode([*written, _Written(user.end + assistant.begin, True)])]
-        return Prompt(whole, self.texts.text_of(whole))
+    def answered(self, prompt: Prompt, text: str, meta: Mapping[str, Any]) -> Prompt:
+        """The transcript that an answer leaves: the very tokens that were drawn. text, meta: of the answer."""
+        kept = meta["output_ids"][: meta["kept_tokens"]]
+        length = sum(len(self.texts.token_bytes[token]) for token in kept)
+        rest = text.encode()[length:].decode("utf-8", "ignore")  # of a token that a stop has cut
+        tail = self.texts.encode([_Written(rest, False)])
+        return Prompt([*prompt.ids, *kept, *tail], prompt.text + text)
+
+    def resume(self, transcript: Prompt, messages: Sequence[Mapping[str, Any]], **context: Any) -> Prompt:
+        """A transcript that ends with the text of the assistant's turn, goes on with messages, and opens the next turn.
+
+        Its tokens stay as they are. Raises ChatTemplateError.
+        """
+        found = following(self.template, messages, self.texts.special_names, **self.specials, **context)
+        ids = self.texts.encode([_Written(*piece) for piece in found])
+        return Prompt([*transcript.ids, *ids], transcript.text + "".join(text for text, _ in found))
 
     def begun(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """A conversation from its very beginning: the library's first messages come before these, and its system

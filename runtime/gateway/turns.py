@@ -105,6 +105,19 @@ def rendered(served: Served, ask: Ask, *, generate: bool = True) -> Prompt:
         raise Problem(400, "invalid_messages", text, "messages") from error
 
 
+def resumed(served: Served, ask: Ask, transcript: Prompt) -> Prompt | None:
+    """A transcript that ends with the model's own answer, and after it the conversation of an Ask that goes on from it.
+
+    None where the template does not write these messages on their own.
+    """
+    known = "tools" in (served.template or "")  # otherwise they are told of in the transcript already
+    messages, context = prepared(served, ask if known else ask._replace(tools=()))
+    try:
+        return served.resume(transcript, messages, **context)
+    except ChatTemplateError:
+        return None
+
+
 def prepared(served: Served, ask: Ask) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
     """Messages and context as this model's template needs them. Raises Problem 400.
 

@@ -20,12 +20,21 @@ def runtime() -> Iterator[bw.Runtime]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with sapling, a library of its own, and a hub on this machine that has owner/model."""
+    """The address of a server with sapling, a library of its own, and a hub on this machine that has owner/model.
+
+    One for all dialects' tests.
+    """
     folder = tmp_path_factory.mktemp("site")
     with fake_hub.serving({"owner/model": fake_hub.files_of(checkpoint("llama"))}) as hub:
-        own = {"BRANCHWORK_HOME": str(folder / "library"), "HF_HUB_CACHE": str(folder / "cache")}
-        options = ("-o", "pages=8000")
-        yield from serving(folder, *options, HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="0", **own)
+        own = {"BRANCHWORK_HOME": str(folder / "library"), "XDG_CACHE_HOME": str(folder / "cache")}
+        own |= {"HF_HUB_CACHE": str(folder / "hub"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        yield from serving(folder, "-o", "threads=1", "-o", "pages=40000", **own)
+
+
+@pytest.fixture(scope="session")
+def address(site: str) -> str:
+    """The same."""
+    return site
 
 
 @pytest.fixture(autouse=True)
