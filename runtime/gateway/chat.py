@@ -81,6 +81,22 @@ def pieces(
     return [(plain.get(part, part), part not in plain) for part in parts if part]
 
 
+def following(
+    template: str | None, messages: Sequence[Mapping[str, Any]], names: Sequence[str], **context: Any
+) -> list[tuple[str, bool]]:
+    """What a template writes after the text of an assistant's turn: its end, `messages`, the next turn's opening.
+
+    As `pieces` gives it. Raises ChatTemplateError.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARKS[1]}, *messages]
+    found = pieces(template, turns, names, generate=True, **context)
+    place = next((index for index, (text, _) in enumerate(found) if _MARKS[1] in text), None)
+    if place is None:
+        raise ChatTemplateError("the template does not write what the assistant has said")
+    text, special = found[place]
+    return [(text.partition(_MARKS[1])[2], special), *found[place + 1 :]]
+
+
 def _held(value: Any, held: Mapping[str, str]) -> Any:
     """A message with every name of a special token in its texts marked."""
     if isinstance(value, str):

@@ -29,7 +29,11 @@ def create(
     """
     canonical(name)
     said = modelfile.read(text)
-    base = _base(said.base, store, folder, pulled)
+    return put(name, said, _base(said.base, store, folder, pulled), store)
+
+
+def put(name: str, said: modelfile.Modelfile, base: Manifest, store: Store) -> Manifest:
+    """Let `name` stand for a base and what a Modelfile says besides. Raises LoadError (template, name)."""
     if said.template is not None:
         check_template(said.template)
     manifest = msgspec.structs.replace(
