@@ -85,7 +85,7 @@ class Host:
         self._next = 1
         self._sessions: dict[tuple[bytes, int], Session] = {}
         self._under_way: dict[int, tuple[Session, Call, Sample | Selection]] = {}  # engine request -> what it is for
-        self._questions: dict[int, asyncio.Future[Facts]] = {}
+        self._questions: dict[int, asyncio.Future[wire.Answer]] = {}
 
     def attach(self, to_engine: Callable[[wire.ToEngine], None], context: int, facts: Facts | None = None) -> None:
         """The engine is ready; context in tokens. facts: what stats say of it that stays as it is."""
@@ -192,11 +192,20 @@ class Host:
             return own
         if what == "stats":
             own |= {**self._facts, "uptime": time.monotonic() - self._begun}
+        return {**own, **(await self._asked(what)).value}
+
+    async def tree(self) -> wire.Tree:
+        """The engine's radix tree. Raises TimeoutError."""
+        tree = (await self._asked("tree")).tree
+        assert tree is not None
+        return tree
+
+    async def _asked(self, what: str) -> wire.Answer:
         number = self._number()
         answer = self._questions[number] = asyncio.get_running_loop().create_future()
         self._to_engine(wire.Ask(number, what))
         try:
-            return {**own, **await asyncio.wait_for(answer, ASK_TIME)}
+            return await asyncio.wait_for(answer, ASK_TIME)
         finally:
             del self._questions[number]
 
@@ -206,7 +215,7 @@ class Host:
         for message in messages:
             if isinstance(message, wire.Answer):
                 if message.number in self._questions and not self._questions[message.number].done():
-                    self._questions[message.number].set_result(message.value)
+                    self._questions[message.number].set_result(message)
                 continue
             if isinstance(message, (wire.Tokens, wire.Finished, wire.Scored, wire.Failed)):
                 self._hear(message)

@@ -22,7 +22,10 @@ from branchwork.runtime.scheduler.stops import Ending
 from branchwork.runtime.speculative.draft import NOTHING, Draft
 from branchwork.runtime.speculative.speculator import CATCH_UP, Speculator
 from branchwork.runtime.speculative.verify import followed
-from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit, Usage
+from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit, Tree, TreeNode, Usage
+
+TREE_NODES = 500  # of the radix tree that onlookers are shown
+TREE_HEAD = 24  # tokens of each
 
 
 class Scheduler:
@@ -345,6 +348,11 @@ class Scheduler:
             "leases": pages.leases,
             "tree_s": self._cache.seconds,
         }
+
+    def show_tree(self) -> Tree:
+        """The radix tree, as much of it as may be told."""
+        shown, nodes = self._cache.show(TREE_NODES, TREE_HEAD)
+        return Tree(nodes, tuple(TreeNode(*node) for node in shown))
 
     def flush(self) -> int:
         """Drop all cached pages that no running request holds. Returns how many."""
