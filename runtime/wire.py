@@ -229,7 +229,7 @@ class Broken(msgspec.Struct, frozen=True, tag="broken"):
 
 
 class TreeNode(msgspec.Struct, frozen=True, array_like=True):
-    """A run of tokens in the radix tree. parent: index among the nodes told, -1 for the root, always before its children.
+    """A run of tokens in the radix tree. parent: its index among the nodes told, before the node's own; -1: the root.
 
     locks: leases that go through it; children: all of them, told or not; idle: uses of the tree since its last own one;
     head: the run's first ids, int32 packed.

@@ -67,7 +67,7 @@ class Models:
     """find: what a name stands for, None for nothing; names: those to list. build: an unstarted model of it.
 
     memory: bytes that all loaded models may take together (0: what is free when one is loaded). A model in `pinned`
-    is never evicted.
+    is never evicted. on_loaded: who hears of every model that is ready.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Models:
         self._pinned = frozenset(pinned)
         self._slots: dict[str, _Slot] = {}
         self._changing = asyncio.Lock()
+        self.on_loaded: list[Callable[[Served], None]] = []
 
     @asynccontextmanager
     async def use(self, name: str, keep_alive: float | None = None, say: Say | None = None) -> AsyncIterator[Served]:
@@ -169,6 +170,8 @@ class Models:
 
         async def start() -> None:
             await slot.served.start(say)
+            for hear in self.on_loaded:
+                hear(slot.served)
             slot.serving = asyncio.create_task(self._serve(name, slot))
 
         slot.ready = asyncio.create_task(start())
