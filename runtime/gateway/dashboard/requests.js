@@ -28,8 +28,11 @@ function put(asked, running) {
   const focused = old?.contains(document.activeElement);
   const row = make("li", { "data-number": asked.number }, detail(asked, running, open));
   if (running) row.dataset.running = "yes";
-  if (old) old.replaceWith(row);
-  else $("rows").prepend(row);
+  if (old && Boolean(old.dataset.running) === running) old.replaceWith(row);
+  else {
+    old?.remove();
+    $("rows").insertBefore(row, running ? $("rows").firstElementChild : $("rows").querySelector("li:not([data-running])"));
+  }
   rows.set(asked.number, row);
   if (focused) row.querySelector("summary").focus();
 }
