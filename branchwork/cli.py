@@ -109,6 +109,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
     rate: Annotated[int, typer.Option(min=0, help="requests a minute of one key; 0 for any number")] = 0,
     grace: Annotated[float, typer.Option(min=0, help="seconds that requests get to end on SIGTERM")] = 10.0,
+    log: Annotated[str, typer.Option(help="a line a request on standard error: json, text or off")] = "off",
     endpoint: Annotated[str, typer.Option(help="for programs: ipc:///path or tcp://127.0.0.1:port")] = "",
     curve_keys: Annotated[Path | None, typer.Option(help="folder made by `branchwork keys`")] = None,
     option: OptionOption = None,
@@ -120,16 +121,19 @@ def serve(
     from branchwork.runtime.config import ConfigError
     from branchwork.runtime.gateway import main as gateway
     from branchwork.runtime.gateway.app import Access, read_keys
+    from branchwork.runtime.gateway.logs import FORMATS
     from branchwork.runtime.gateway.service import Limits
     from branchwork.runtime.gateway.site import Http
 
     _options(option)
+    if log not in FORMATS:
+        _fail(f"--log {log} is none of {', '.join(FORMATS)}")
     try:
         keys = read_keys(api_keys) if api_keys is not None else ()
     except ConfigError as error:
         _fail(str(error))
     access = Access(keys, tuple(origin or ()))
-    http = Http(host, port, access, Limits(rate=rate), tls_certificate, tls_key, grace)
+    http = Http(host, port, access, Limits(rate=rate), tls_certificate, tls_key, grace, log)
     endpoint = endpoint or default_endpoint()
     errors.print(f"connect with: [bold]branchwork.connect({endpoint!r})[/]", highlight=False)
     errors.print("Ctrl-C ends the runtime")

@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import zmq
 
 from branchwork.runtime import wire
+from branchwork.runtime.config import resident
 from branchwork.runtime.execution.runner import Pending
 from branchwork.runtime.plan import Plan
 from branchwork.runtime.scheduler.constrained import Masks
@@ -176,7 +177,8 @@ class Engine:
         if isinstance(message, wire.Cancel):
             return [*self._scheduler.cancel(message.id)]
         if isinstance(message, wire.Ask):
-            return [wire.Answer(message.number, self._answer(message.what))]
+            tree = self._scheduler.show_tree() if message.what == "tree" else None
+            return [wire.Answer(message.number, self._answer(message.what), tree)]
         return []
 
     def _answer(self, what: str) -> dict[str, float | int | str]:
@@ -187,4 +189,4 @@ class Engine:
                 self._scheduler.check()
             except AssertionError as error:
                 return {"fault": str(error)}
-        return {**self._scheduler.stats(), "busy_s": self._busy, "step_s": self._stepping}
+        return {**self._scheduler.stats(), "busy_s": self._busy, "step_s": self._stepping, "resident_bytes": resident()}

@@ -91,7 +91,7 @@ class Models:
     """find: what a name stands for, None for nothing; names: those to list. build: an unstarted model of it.
 
     memory: bytes that all loaded models may take together (0: what is free when one is loaded). A model in `pinned`
-    is never evicted.
+    is never evicted. on_loaded: who hears of every model that is ready.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class Models:
         self._pinned = frozenset(pinned)
         self._slots: dict[Engine, _Slot] = {}
         self._changing = asyncio.Lock()
+        self.on_loaded: list[Callable[[Served], None]] = []
 
     def knows(self, name: str) -> bool:
         """Whether a model of this name may be asked for."""
@@ -223,6 +224,8 @@ class Models:
 
         async def start() -> None:
             await slot.served.start(say)
+            for hear in self.on_loaded:
+                hear(slot.served)
             slot.serving = asyncio.create_task(self._serve(wanted.engine, slot))
 
         slot.ready = asyncio.create_task(start())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_lm_eval_scores_as_it_does_through_transformers(address: str, tmp_path: 
     questions = [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Japan", "Tokyo"), ("Egypt", "Cairo")]
     capitals = [capital for _, capital in questions]
     lines = [
-        f'{{"question": "The capital of {country} is", "choices": {str(capitals).replace(chr(39), chr(34))}, "gold": {n}}}'
+        json.dumps({"question": f"The capital of {country} is", "choices": capitals, "gold": n})
         for n, (country, _) in enumerate(questions)
     ]
     (tmp_path / "capitals.jsonl").write_text("\n".join(lines))
