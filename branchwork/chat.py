@@ -36,8 +36,9 @@ def _reply(s: Any, turns: Sequence[tuple[str, Any]], knobs: Mapping[str, Any]) -
 class Chat:
     """A conversation with the model that `backend` runs.
 
-    system: None for none of one's own. parameters: by their names in Modelfiles. keeps: whether what was said is said
-    again with the next question. form: "" or json, what answers must be. usage: what is known of the last answer.
+    system: None for what the model's template says by itself. parameters: by their names in Modelfiles.
+    keeps: whether what was said is said again with the next question. form: "" or json, what answers must be.
+    usage: what is known of the last answer.
     """
 
     name: str
@@ -127,9 +128,9 @@ class Chat:
         first question."""
         said = [(message.role, message.content) for message in self.messages if self.keeps]
         turns: list[tuple[str, Any]] = [*said, ("user", text)]
-        if self.system:
-            roles = self.backend.frames.roles
-            if "system" in roles or not roles:
+        frames = self.backend.frames
+        if self.system or (self.system is not None and frames.default_system):  # an empty one stands against a default
+            if "system" in frames.roles or not frames.roles:
                 turns.insert(0, ("system", self.system))
             else:
                 first = next(i for i, (role, _) in enumerate(turns) if role == "user")

@@ -228,9 +228,9 @@ def quantize(
         str, typer.Argument(metavar="IN", help="sapling, a library name, directory, .gguf file or hub name")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
-    kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4")] = "int8",
+    kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4; fp8 for GPUs")] = "int8",
 ) -> None:
-    """Write IN again with its matrices as small integers: a smaller model that loads at once."""
+    """Write IN again with its matrices in 8 or 4 bits: a smaller model that loads at once."""
     from branchwork.quantize import write_quantized
     from branchwork.runtime.loading.errors import LoadError
     from branchwork.runtime.loading.hub import find_model, shown

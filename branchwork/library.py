@@ -43,6 +43,8 @@ def pull(
             console.print("sapling ships with Branchwork; there is nothing to pull")
             return
         manifest = pulled(name)
+    for note in _unusable(Path(manifest.path)):
+        errors.print(f"note: {note}", **_PLAIN)
     about = manifest.about
     console.print(f"{name}: {size(about.size)}, {about.quantization}, {number(about.parameters)} parameters", **_PLAIN)
 
@@ -128,7 +130,9 @@ def create(
     file: Annotated[Path, typer.Option("--file", "-f", help="the Modelfile")] = Path("Modelfile"),
 ) -> None:
     """Make a model of the library from a Modelfile (FROM, SYSTEM, TEMPLATE, PARAMETER, MESSAGE, LICENSE)."""
+    from branchwork.runtime.gateway.named import frames_of
     from branchwork.runtime.loading.create import create, notes
+    from branchwork.runtime.loading.hub import resolved
     from branchwork.runtime.loading.store import Store
 
     try:
@@ -137,7 +141,10 @@ def create(
         fail(f"{file} cannot be read: {error}; give the path of a Modelfile with -f")
     with told():
         made = create(name, text, Store(), folder=file.absolute().parent, pulled=pulled)
-    for note in notes(made):
+        told_too = notes(made)
+        if not frames_of(resolved(name)).roles:
+            told_too.append("its chat template has no frame for each role; programs write roles as plain lines")
+    for note in told_too:
         errors.print(f"note: {note}", **_PLAIN)
     console.print(f"created {name} from {made.path}", **_PLAIN)
 
@@ -159,9 +166,15 @@ _WORDS = {"system": "system prompt", "template": "chat template"}
 def described(name: str) -> tuple[Manifest, Path]:
     """A model as a manifest, also one that is no name of the library, and where it lies. Raises LoadError."""
     from branchwork.runtime.loading.create import base_of
+    from branchwork.runtime.loading.errors import LoadError
     from branchwork.runtime.loading.hub import resolved
 
-    found = resolved(name)
+    try:
+        found = resolved(name, offline=True)
+    except LoadError as error:
+        if error.code == "offline":
+            raise LoadError("not_found", f"{name} is not on this machine; `branchwork pull {name}` brings it") from None
+        raise
     return found.manifest or base_of(name, found.path), found.path
 
 
@@ -186,10 +199,9 @@ def pulled(name: str) -> Manifest:
     """Pull a model, shown as it goes. Raises LoadError, also for a model that could not be run, before its weights."""
     from branchwork.runtime.loading.pull import pull
     from branchwork.runtime.loading.store import Store
-    from branchwork.runtime.models.registry import load_spec
 
     with _shown() as say:
-        return pull(name, Store(), say=say, check=load_spec)
+        return pull(name, Store(), say=say, check=_check)
 
 
 @contextmanager
@@ -228,6 +240,24 @@ def _shown() -> Iterator[Callable[[Step], None]]:
             last = text
 
         yield say
+
+
+def _check(path: Path) -> None:
+    """Raises LoadError for a model that cannot be run here."""
+    from branchwork.runtime.models.registry import load_spec  # takes a second: not before the hub has answered
+
+    load_spec(path)
+
+
+def _unusable(path: Path) -> list[str]:
+    """Why a pulled model cannot be run here; of a GGUF file that is known only when it is there."""
+    from branchwork.runtime.loading.errors import LoadError
+
+    try:
+        _check(path)
+    except LoadError as error:
+        return [f"it cannot be run: {error.message}"]
+    return []
 
 
 def _facts(manifest: Manifest) -> tuple[str, str, str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import branchwork as bw
 from branchwork.chat import Chat, known
-from branchwork.library import fail, pulled, told
+from branchwork.library import errors, fail, pulled, told
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import Resolved, resolved
 from branchwork.terminal import Terminal, keyboard
@@ -39,6 +39,8 @@ def run(name: str, arguments: Sequence[str], endpoint: str, options: Mapping[str
         host = _Connected(endpoint) if endpoint else _Embedded(options)
         try:
             chat = host.chat(name)
+            if not chat.backend.frames.roles:
+                errors.print("note: no chat template of this model can be used; roles are written as plain lines")
             terminal = Terminal(chat, host.chat, verbose=VERBOSE in arguments)
             if prompt:
                 _once(terminal, prompt)

@@ -149,7 +149,7 @@ class Terminal:
         what, _, value = rest.partition(" ")
         value = _unquoted(value.strip())
         if what == "system" and rest != "system":
-            self.chat.system = value or None
+            self.chat.system = value
             self._out.print("The system prompt is set." if value else "There is no system prompt any more.")
         elif what == "parameter":
             name, _, text = value.partition(" ")

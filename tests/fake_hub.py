@@ -37,6 +37,7 @@ class Hub:
         self.breaks: dict[str, list[int]] = {}
         self.damaged: set[str] = set()
         self.ranges = True
+        self.redirects = False  # whether files are fetched from another address, as from the hub's storage
         self.commit = COMMIT
         self.gated: set[str] = set()
         self.asked: list[Asked] = []
@@ -80,8 +81,13 @@ def serving(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             if listing:
                 self._list(listing[1], listing[2])
                 return
-            found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
-            assert found is not None, self.path
+            found = re.fullmatch(r"(?:/elsewhere)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+            if found is None:
+                self._json(404, {"error": "there is no such page"}, {})
+                return
+            if hub.redirects and not self.path.startswith("/elsewhere"):
+                self._json(302, {}, {"Location": f"{hub.endpoint}/elsewhere{self.path}"})
+                return
             self._send_file(found[1], found[3])
 
         def _list(self, repository: str, revision: str | None) -> None:

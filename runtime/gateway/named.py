@@ -24,10 +24,11 @@ def template_of(found: Resolved) -> str | None:
 def frames_of(found: Resolved) -> ChatFrames:
     """The frames of that template; the library's system prompt stands wherever a conversation has none of its own."""
     made = frames(template_of(found), **special_texts(found.path))
-    if not found.system:
+    if found.system is None:
         return made
     frame = frame_of(made, "system")
-    return msgspec.structs.replace(made, default_system=frame.begin + found.system + frame.end)
+    text = frame.begin + found.system + frame.end if found.system else ""
+    return msgspec.structs.replace(made, default_system=text)
 
 
 def options_of(found: Resolved, given: Sequence[str]) -> list[str]:

@@ -107,7 +107,8 @@ def to_jinja(template: str) -> str:
     if any(piece.action and re.search(r"\.Messages\b", piece.text) for piece in pieces):
         return _MESSAGES + _Writer(pieces).write()
     cut = next((i for i, piece in enumerate(pieces) if piece.action and piece.text == ".Response"), len(pieces))
-    if cut < len(pieces) and sum(_opens(piece) for piece in pieces[:cut]):
+    depth = sum(_opens(piece) for piece in pieces[:cut])
+    if depth and cut < len(pieces):
         raise _refused(".Response inside an if or range", pieces[cut].line)
     head, tail = _Writer(pieces[:cut]).write(), _Writer(pieces[cut + 1 :]).write()
     return _ROUNDS.replace("@TAIL@", tail).replace("@HEAD@", head)

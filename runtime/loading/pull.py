@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
+
+from filelock import FileLock, Timeout
 
 from branchwork.runtime.loading.about import about, quantization_in
 from branchwork.runtime.loading.errors import LoadError
@@ -20,8 +23,10 @@ from branchwork.runtime.loading.store import LATEST, PART, Manifest, Store, cano
 from branchwork.runtime.loading.transfer import fetch
 
 PREFERRED = ("Q4_K_M", "Q8_0")
-_SMALL = re.compile(r"[^/]+\.(?:json|jinja)|LICENSE[^/]*")
-_WEIGHTS = re.compile(r"[^/]+\.safetensors")
+_SMALL = re.compile(r"[\w.-]+\.(?:json|jinja)|LICENSE[\w.-]*")  # a hub's names become names of files here
+_WEIGHTS = re.compile(r"[\w.-]+\.safetensors")
+_GGUF = re.compile(r"[\w.-]+\.gguf")
+_HEX = re.compile(r"[0-9a-f]{40,64}")
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _OTHERS = re.compile(r".*\.(?:bin|pt|pth|h5|msgpack|onnx|ckpt)")
 
@@ -92,10 +97,7 @@ def pull(
     commit, files = _listed(what)
     chosen = choose(what, files)
     repository = store.repository(what.repository)
-    lock = store.pulling(repository)
-    if lock.is_locked:
-        say(Step("waiting"))
-    with lock:
+    with _alone(store.pulling(repository), say):
         folder = _cached(what.repository, commit, chosen)
         if folder is None:
             folder = repository / commit[:12]
@@ -109,12 +111,26 @@ def pull(
     return manifest
 
 
+@contextmanager
+def _alone(lock: FileLock, say: Say) -> Iterator[None]:
+    """While nobody else pulls the same repository."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(Step("waiting"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def choose(what: Asked, files: Sequence[File]) -> list[File]:
     """The files of a repository that make up the model: small ones first, or the one GGUF file.
 
     Raises LoadError (not_found, ambiguous, unsupported) listing what there is.
     """
-    ggufs = [file for file in files if file.name.endswith(".gguf") and not file.name.startswith("mmproj")]
+    ggufs = [file for file in files if _GGUF.fullmatch(file.name) and not file.name.startswith("mmproj")]
     weights = [file for file in files if _WEIGHTS.fullmatch(file.name)]
     wants_gguf = what.file or (what.tag and not what.revision)
     if weights and not wants_gguf:
@@ -178,6 +194,10 @@ def _listed(what: Asked) -> tuple[str, list[File]]:
         File(each.rfilename, each.size or 0, f"sha256-{each.lfs.sha256}" if each.lfs else f"git-{each.blob_id}")
         for each in info.siblings or []
     ]
+    if not all(
+        _HEX.fullmatch(digest) for digest in (str(info.sha), *(file.digest.partition("-")[2] for file in files))
+    ):
+        raise LoadError("damaged", f"the hub's list of the files of {where} has digests that are none")
     return str(info.sha), files
 
 

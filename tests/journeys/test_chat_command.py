@@ -150,7 +150,7 @@ def test_settings_hold_from_the_next_question_on(talk: Terminal, capsys: pytest.
     shown = capsys.readouterr().out
     assert "system   You are kind." in shown and "0 messages, not kept" in shown
     talk.talk(lines('/set system ""', "/set history", "Hello", "/clear"))
-    assert talk.chat.system is None and talk.chat.messages == []
+    assert talk.chat.system == "" and talk.chat.messages == []
 
 
 def test_answers_can_be_asked_for_as_json(talk: Terminal, capsys: pytest.CaptureFixture[str]) -> None:

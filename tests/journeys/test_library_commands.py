@@ -121,6 +121,7 @@ def test_the_models_own_template_is_shown_where_no_other_is() -> None:
         (("show", "nobody"), 1, "model 'nobody'"),
         (("show", "sapling", "--system", "--license"), 2, "one part at a time"),
         (("cp", "nobody", "x"), 1, "model 'nobody'"),
+        (("show", "owner/nobody"), 1, "`branchwork pull owner/nobody` brings it"),
         (("cp", "sapling", "not a name"), 1, "is no name for a model"),
         (("create", "sapling"), 1, "packaged model's name"),
         (("create", "x", "-f", "nowhere"), 2, "nowhere cannot be read"),
@@ -130,6 +131,11 @@ def test_the_models_own_template_is_shown_where_no_other_is() -> None:
 def test_what_is_wrong_is_told_in_a_sentence(arguments: tuple[str, ...], status: int, told: str) -> None:
     done = command(*arguments, status=status)
     assert told in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
+
+
+def test_a_template_without_frames_is_made_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "Modelfile").write_text('FROM sapling\nTEMPLATE "always this"\n')
+    assert "programs write roles as plain lines" in command("create", "bare").stderr
 
 
 def test_a_wrong_line_of_a_modelfile_is_named(tmp_path: Path) -> None:

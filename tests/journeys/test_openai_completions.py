@@ -1,4 +1,4 @@
-"""/v1/completions as OpenAI's own client meets it: texts and ids in, echoes, and scores equal to those of transformers."""
+"""/v1/completions as OpenAI's own client meets it: texts and ids in, echoes, and scores that transformers gives."""
 
 from __future__ import annotations
 

@@ -169,6 +169,26 @@ def test_the_same_weights_in_another_layout_are_left_out() -> None:
     assert [file.name for file in chosen] == list(names[:2])
 
 
+def test_names_that_lead_out_of_the_folder_are_not_taken(hub: Hub) -> None:
+    hub.repositories["owner/evil"] = {"../../evil.gguf": b"x", "../evil.json": b"x", "config.json": b"{}"}
+    assert refusal("owner/evil").code == "unsupported"
+    assert hub.asked == []
+
+
+def test_two_pulls_of_one_repository_take_turns(hub: Hub) -> None:
+    store, stages = Store(), []
+    lock = store.pulling(store.repository("owner/ggufs"))
+    lock.acquire()
+
+    def say(step: Step) -> None:
+        stages.append(step.stage)
+        if step.stage == "waiting":
+            lock.release()
+
+    pull("owner/ggufs", store, say=say)
+    assert stages[:3] == ["looking", "waiting", "downloading"]
+
+
 def test_a_revision_is_asked_for(hub: Hub) -> None:
     pull("owner/model:v1", Store())
     assert Store().names() == ["owner/model:v1"]
@@ -215,6 +235,14 @@ def test_the_token_goes_to_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     pull("owner/ggufs:Q8_0", Store())
     assert hub.asked[0].token == "Bearer hf_secret"
+
+
+def test_the_token_does_not_go_where_files_are_redirected_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.redirects = True
+    hub.breaks["tiny-Q8_0.gguf"] = [1000]
+    pull("owner/ggufs:Q8_0", Store(), patience=0)
+    assert [(one.start, one.token) for one in hub.asked] == [(0, None), (1000, None)]
 
 
 def test_figures_of_a_gguf_file_come_from_its_header(hub: Hub) -> None:
