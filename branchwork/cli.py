@@ -1,4 +1,4 @@
-"""The `branchwork` command: demo, run, serve, ps, bench, doctor, quantize, keys.
+"""The `branchwork` command: demo, run, serve, ps, bench, doctor, quantize, keys, and those of the library.
 
 Knows: the terminal, what each command starts. Must not know: how any of it works. Heavy rooms are imported by the
 command that needs them, so that `branchwork --help` answers at once.
@@ -22,6 +22,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from branchwork import library
+
 if TYPE_CHECKING:
     import branchwork as bw
 
@@ -35,7 +37,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="sapling, a directory, a .gguf file, or a hub name")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="sapling, a library name, directory, .gguf file or hub name")
+]
 OptionOption = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="runtime option, repeatable")
 ]
@@ -52,14 +56,30 @@ def demo(model: ModelOption = "sapling", option: OptionOption = None) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="a Python file; the arguments after it are its own")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE.py", help="a model to chat with, or a program; what follows is its own")
+    ],
     model: ModelOption = "sapling",
     endpoint: Annotated[str, typer.Option(help="a running runtime's endpoint instead of an embedded one")] = "",
     option: OptionOption = None,
 ) -> None:
-    """Run FILE.py with a default backend: an embedded runtime, or the one at --endpoint."""
+    """Chat with the model NAME, or run FILE.py, on an embedded runtime or the one at --endpoint.
+
+    branchwork run NAME [--verbose] [PROMPT]: without a PROMPT a chat in the terminal; with one, or with text on
+    standard input, one answer. --verbose: figures after each answer.
+
+    branchwork run FILE.py [ARGUMENTS]: the program's default backend is the runtime with --model.
+    """
+    if not name.endswith(".py"):
+        from branchwork import talk
+
+        if model != "sapling":
+            _fail(f"-m {model} is for programs; the model to chat with is {name}")
+        talk.run(name, context.args, endpoint, _options(option))
+        return
     import branchwork as bw
 
+    file = Path(name)
     if not file.is_file():
         _fail(f"{file} is not a file; give the path of a Python program")
     backend = bw.connect(endpoint) if endpoint else start(model, _options(option))
@@ -74,7 +94,8 @@ def run(
 @app.command()
 def serve(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="sapling, a directory, a .gguf file, or a hub name")
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="sapling, a library name, directory, .gguf file or hub name"),
     ] = None,
     host: Annotated[
         str, typer.Option(help="address of the HTTP server; other machines' need --api-keys")
@@ -207,11 +228,13 @@ def doctor(
 
 @app.command()
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="IN", help="sapling, a directory, a .gguf file, or a hub name")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="sapling, a library name, directory, .gguf file or hub name")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
-    kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4")] = "int8",
+    kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4; fp8 for GPUs")] = "int8",
 ) -> None:
-    """Write IN again with its matrices as small integers: a smaller model that loads at once."""
+    """Write IN again with its matrices in 8 or 4 bits: a smaller model that loads at once."""
     from branchwork.quantize import write_quantized
     from branchwork.runtime.loading.errors import LoadError
     from branchwork.runtime.loading.hub import find_model, shown
@@ -241,6 +264,10 @@ def keys(folder: Annotated[Path, typer.Argument(help="where to write server.key_
     (folder / "client.key").rename(clients / "client.key")
     console.print(f"server: branchwork serve --curve-keys {folder} --endpoint tcp://0.0.0.0:5570")
     console.print(f"client: branchwork.connect('tcp://HOST:5570', curve_keys='{folder}')")
+
+
+for _name, _command in library.COMMANDS.items():
+    app.command(_name)(_command)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, resolve
 from branchwork.runtime.execution.memory import bytes_per_page, free_memory
+from branchwork.runtime.loading.formats import FLOAT8
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.weights import choose_dtype
 from branchwork.runtime.models.registry import load_spec
@@ -52,8 +53,8 @@ def summary(path: Path) -> str:
 
 
 def weight_bytes(path: Path, spec: ModelSpec) -> int:
-    """Bytes of the weights once loaded: those of quantized files stay as they are, floats take the computing type."""
-    if quantization(path):
+    """Bytes of the weights once loaded: integers stay as they are, floats and e4m3 take the computing type."""
+    if quantization(path) not in ("", *FLOAT8):
         return _stored_bytes(path)
     return parameters(spec) * choose_dtype("auto", spec.stored, _CPU).itemsize
 

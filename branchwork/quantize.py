@@ -1,4 +1,4 @@
-"""`branchwork quantize`: a model's files again, its matrices as small integers, ready to be mapped and run.
+"""`branchwork quantize`: a model's files again, its matrices in 8 or 4 bits, ready to be mapped and run.
 
 Knows: what a model directory holds. Must not know: the terminal, block formats, how scales are found.
 """
@@ -10,18 +10,21 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from branchwork.kernels.reference.quant import BLOCK, Quantized
+from branchwork.kernels import Float8, Quantized
+from branchwork.kernels.reference.quant import BLOCK
 from branchwork.runtime.loading.checkpoint import Checkpoint
 from branchwork.runtime.loading.companions import companion, stored_bytes
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.float8 import fp8_config, fp8_parts
 from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.loading.gguf_file import SUFFIX, is_gguf
 from branchwork.runtime.loading.packed import own_parts
-from branchwork.runtime.loading.quantize import BITS
+from branchwork.runtime.loading.quantize import BITS, FP8
 from branchwork.runtime.loading.tokenizer import has_tokenizer, load_tokenizer
 from branchwork.runtime.loading.weights import INDEX, SINGLE
 from branchwork.runtime.models.decoder import ignorable, is_matrix, tensors
@@ -36,7 +39,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}  # any other is b
 def write_quantized(
     model: Path, out: Path, kind: str, *, shard: int = _SHARD, progress: Callable[[float], None] | None = None
 ) -> tuple[int, int]:
-    """Write model directory `out`: `model` with matrices as `kind`, a key of BITS. Returns (bytes before, after).
+    """Write model directory `out`: `model` with matrices as `kind`, of BITS or FP8. Returns (bytes before, after).
 
     shard: most bytes of one file. progress hears the fraction of weights done. Raises LoadError; for an `out` that
     exists with code exists. What was written is removed again when anything fails.
@@ -52,7 +55,7 @@ def write_quantized(
     out.mkdir(parents=True)
     try:
         _write_weights(checkpoint, expected, spec.tied, out, _DTYPES.get(spec.stored, torch.bfloat16), shard, progress)
-        _write_companions(model, out, BITS[kind])
+        _write_companions(model, out, _said(kind))
     except BaseException:
         shutil.rmtree(out)
         raise
@@ -81,7 +84,10 @@ def _write_weights(
 
     for name, shape in expected.items():
         part = (checkpoint.matrix if is_matrix(name, tied) else checkpoint.read)(name, dtype, _CPU)
-        held |= own_parts(name, part) if isinstance(part, Quantized) else {name: part}
+        if isinstance(part, Quantized):
+            held |= own_parts(name, part)
+        else:
+            held |= fp8_parts(name, part) if isinstance(part, Float8) else {name: part}
         done += math.prod(shape)
         if progress is not None:
             progress(done / total)
@@ -99,7 +105,14 @@ def _write_weights(
     (out / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
 
 
-def _write_companions(model: Path, out: Path, bits: int) -> None:
+def _said(kind: str) -> dict[str, Any]:
+    """The quantization_config of matrices of this kind."""
+    if kind == FP8:
+        return fp8_config()
+    return {"quant_method": "branchwork", "bits": BITS[kind], "group_size": BLOCK}
+
+
+def _write_companions(model: Path, out: Path, said: dict[str, Any]) -> None:
     """config.json with how the weights are quantized, the tokenizer, and whatever else describes the model."""
     config = companion(model, "config.json")
     if is_gguf(model):
@@ -111,5 +124,4 @@ def _write_companions(model: Path, out: Path, bits: int) -> None:
             for file in model.glob(pattern):
                 if file.name not in ("config.json", INDEX):
                     shutil.copy(file, out)
-    said = {"quant_method": "branchwork", "bits": bits, "group_size": BLOCK}
     (out / "config.json").write_text(json.dumps({**config, "quantization_config": said}, indent=1))

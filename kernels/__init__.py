@@ -6,7 +6,8 @@ T tokens, C channels, H query heads, KVH key/value heads, D head dimension, P pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,30 +17,42 @@ from torch import Tensor
 from branchwork.kernels.cpu.product import Packed
 from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.kv import kv_row
+from branchwork.kernels.reference.planning import AttentionPlanner, HostPlan, PagedRows
 from branchwork.kernels.reference.quant import BLOCK, Quantized
 from branchwork.kernels.reference.sample import Draws
-from branchwork.kernels.reference.stack import Affine, LayerParts, Stack, StackParts
-from branchwork.kernels.table import Choice, implementation, report
+from branchwork.kernels.reference.stack import Affine, Experts, Gated, LayerParts, Stack, StackParts
+from branchwork.kernels.table import Choice, implementation, report, serves_float8
 
 Weight = Tensor | Quantized | Packed | Float8  # what a product takes
+Stored = Tensor | Quantized | Float8  # what files hold
+ExpertWeights = Tensor | Quantized | Float8 | Sequence[Weight]  # one weight for each expert
 
 __all__ = [
     "Affine",
+    "AttentionPlanner",
     "Choice",
+    "ExpertWeights",
+    "Experts",
     "Float8",
+    "Gated",
+    "HostPlan",
     "LayerParts",
     "Packed",
+    "PagedRows",
     "Quantized",
     "Stack",
     "StackParts",
+    "Stored",
     "Weight",
     "add_rms_norm",
     "apply_mask",
+    "attention_planner",
     "embedding",
     "expert_mlp",
     "gelu_mul",
     "kv_row",
     "linear",
+    "pack_experts",
     "pack_linear",
     "paged_attention",
     "penalise",
@@ -50,6 +63,7 @@ __all__ = [
     "rope_store_kv",
     "route",
     "sample",
+    "serves_float8",
     "silu_mul",
     "stack",
     "store_kv",
@@ -100,13 +114,13 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Weight:
+def pack_linear(weight: Stored, dtype: torch.dtype | None = None) -> Weight:
     """weight [N, K] in the layout that `linear` is fastest with on its device; of use to `linear` alone.
 
     May be a copy: drop the original where nothing else needs it. dtype: what a Quantized weight becomes where nothing
-    here multiplies integers (bfloat16 if not given). Raises ValueError for a Quantized whose parts do not fit.
+    here multiplies integers, and a Float8 on CPUs (bfloat16 if not given). Raises ValueError for parts that do not fit.
     """
-    device = (weight.values if isinstance(weight, Quantized) else weight).device.type
+    device = (weight if isinstance(weight, Tensor) else weight.values).device.type
     out: Weight = implementation("pack_linear", device)(weight, dtype)
     return out
 
@@ -135,10 +149,22 @@ def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor
     return out
 
 
-def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor, gains: Tensor, experts: Tensor) -> Tensor:
+def pack_experts(
+    blocks: Iterable[tuple[Stored, Stored]], count: int, dtype: torch.dtype, device: torch.device
+) -> tuple[ExpertWeights, ExpertWeights]:
+    """(gate_up, down) of `count` experts' blocks, each (gate over up [2F, C], down [C, F]), for `expert_mlp` on device.
+
+    The blocks are read one after another. dtype: that of rows, and of weights that nothing here multiplies as they are.
+    """
+    out: tuple[ExpertWeights, ExpertWeights] = implementation("pack_experts", device.type)(blocks, count, dtype)
+    return out
+
+
+def expert_mlp(x: Tensor, gate_up: ExpertWeights, down: ExpertWeights, gains: Tensor, experts: Tensor) -> Tensor:
     """The chosen experts' feed-forward blocks (silu_mul between two products), weighed by gains and added. [T, C].
 
-    x [T, C], gate_up [E, 2F, C], down [E, C, F] of one type; gains, experts [T, k] as `route` gives them.
+    x [T, C]; gate_up and down as `pack_experts` made them, or tensors [E, 2F, C] and [E, C, F] of x's type; gains,
+    experts [T, k] as `route` gives them.
     """
     out: Tensor = implementation("expert_mlp", x.device.type)(x, gate_up, down, gains, experts)
     return out
@@ -147,7 +173,8 @@ def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor, gains: Tensor, experts:
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
     """Write k, v [T, KVH, D] to the pools [P, KVH, S, D] in place; slots int64 [T], slot = page * S + offset.
 
-    Pools of int8 are [P, KVH, S, D + 8]: D integers, their float32 scale (absmax / 127), four unused bytes.
+    Pools of int8 are [P, KVH, S, D + 8]: D integers, their float32 scale (absmax / 127), four unused bytes. Pools of
+    float8_e4m3fn have no scale: what is beyond 448 becomes 448.
     """
     implementation("store_kv", k.device.type)(k, v, k_pool, v_pool, slots)
 
@@ -169,17 +196,39 @@ def paged_attention(
     kv_len: Tensor,
     scale: float,
     window: int,
+    plan: Any = None,
 ) -> Tensor:
-    """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D], of q's type or int8 as `store_kv`
-    writes it. Returns [T, H, D].
+    """Causal attention of ragged rows: q [T, H, D] over the pools [P, KVH, S, D], of q's type, or int8 or
+    float8_e4m3fn (on GPUs) as `store_kv` writes it. Returns [T, H, D].
 
     page_table int32 [R, maxpages], cu_rows int32 [R + 1], kv_len int32 [R]: row r owns q[cu_rows[r] : cu_rows[r + 1]];
     the i-th of its n tokens stands at position kv_len[r] - n + i and attends to all positions up to its own, or to the
     last `window` of them (its own included) when window > 0. Query head h reads key head h // (H // KVH).
+
+    plan: what attention_planner made of these rows for this window. With it the three tables are not looked at; without
+    it a device that plans on the host must be waited for.
     """
     out: Tensor = implementation("paged_attention", q.device.type, q.shape[-1])(
-        q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window
+        q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window, plan=plan
     )
+    return out
+
+
+def attention_planner(
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    windows: Sequence[int],
+    device: torch.device,
+) -> AttentionPlanner | None:
+    """Plans a model's attention on the host before each step; None where nothing is to be planned.
+
+    heads, kv_heads, dim: of every layer; dtype: of q; windows: those that layers have, 0 for none.
+    """
+    make = implementation("attention_planner", device.type)
+    out: AttentionPlanner | None = make(heads, kv_heads, dim, page_size, dtype, windows, device)
     return out
 
 
@@ -208,15 +257,16 @@ def tree_attention(
     ancestors: Tensor,
     scale: float,
     window: int,
+    plan: Any = None,
 ) -> Tensor:
     """`paged_attention` of rows whose last min(n, 64) tokens are a tree of drafts: siblings do not see each other.
 
     ancestors int32 [T, 2]: bit j of a token's 64 says that it sees the j-th of these tokens of its row. Its own bit is
     set, those of later tokens are not; a token before the tree has none. The window applies to what is before the tree,
-    counted from a token's depth in it.
+    counted from a token's depth in it. plan: as paged_attention's, made with the same ancestors.
     """
     out: Tensor = implementation("tree_attention", q.device.type, q.shape[-1])(
-        q, k_pool, v_pool, page_table, cu_rows, kv_len, ancestors, scale, window
+        q, k_pool, v_pool, page_table, cu_rows, kv_len, ancestors, scale, window, plan=plan
     )
     return out
 

@@ -3,7 +3,8 @@
 Knows: Triton's compiler, its bundled ptxas, the chips' limits. Must not know: what a kernel computes.
 
 python -m branchwork.kernels.compile_all [--targets sm_90,gfx942,...] [--kernels WORD] [--json FILE] [--jobs N]
-Exit status 1 where a kernel does not compile, spills or wants more shared memory than a block may have.
+Exit status 1 where a kernel does not compile, spills or wants more shared memory than a block may have; 130 when
+stopped by Ctrl-C, after the rows that were done. Every row of every chip's file of launch parameters has a kernel here.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,12 +68,13 @@ def specimens() -> dict[str, Specimen]:
     return found
 
 
-def compiled(name: str, target: str) -> Compiled:
-    """Compile one specimen for one chip, here and now, and say what it takes."""
+def compiled(name: str, target: str, row: Mapping[str, int] | None = None) -> Compiled:
+    """Compile one specimen for one chip, here and now, and say what it takes. row: instead of the chip's own."""
     specimen, limit = specimens()[name], SHARED[target]
+    parameters = _parameters(specimen.rows, target)
     try:
         with _deadline(_SECONDS):
-            registers, spills, shared = _resources(specimen, target, _parameters(specimen.rows, target))
+            registers, spills, shared = _resources(specimen, target, {**parameters, **(row or {})})
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip(" ^")]
         return Compiled(name, target, 0, 0, 0, limit, f"{type(error).__name__}: {lines[-1] if lines else ''}")
@@ -81,17 +84,55 @@ def compiled(name: str, target: str) -> Compiled:
     return Compiled(name, target, registers, spills, shared, limit, "; ".join(faults))
 
 
+Task = tuple[str, str, Mapping[str, int] | None]  # what `compiled` takes
+
+
 def compile_all(names: list[str], targets: list[str], jobs: int = 2) -> Iterator[Compiled]:
-    """Every specimen named for every target, as they finish, in `jobs` processes; one job is done here."""
+    """Every specimen named for every target with the target's own rows, as they finish, in `jobs` processes."""
+    # chip by chip, so that a process need not switch code generators for each kernel
+    yield from (row for _, row in compile_tasks([(name, target, None) for target in targets for name in names], jobs))
+
+
+def compile_tasks(tasks: Sequence[Task], jobs: int = 2) -> Iterator[tuple[int, Compiled]]:
+    """(index, what came of it) of every task, as they finish, in `jobs` processes; one job is done here.
+
+    A compiler that ends its process ends one task. Whoever stops listening ends the processes, whatever they compile.
+    """
     if jobs == 1:
-        yield from (compiled(name, target) for target in targets for name in names)
+        yield from ((i, compiled(*task)) for i, task in enumerate(tasks))
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        # chip by chip, so that a process need not switch code generators for each kernel
-        tasks = [pool.submit(compiled, name, target) for target in targets for name in names]
-        for task in as_completed(tasks):
-            yield task.result()
+    left = dict(enumerate(tasks))
+    while left:
+        try:
+            for i, row in _side_by_side(left, jobs):
+                del left[i]
+                yield i, row
+        except BrokenProcessPool:
+            for i in list(left)[:jobs]:  # those that were under way: each gets a process of its own
+                name, target, _ = task = left.pop(i)
+                try:
+                    yield from _side_by_side({i: task}, 1)
+                except BrokenProcessPool:
+                    yield i, Compiled(name, target, 0, 0, 0, SHARED[target], "the compiler ended its process")
+
+
+def _side_by_side(tasks: Mapping[int, Task], jobs: int) -> Iterator[tuple[int, Compiled]]:
+    """Begun in the order of tasks. Raises BrokenProcessPool where a process ends."""
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_deaf)
+    try:
+        futures = {pool.submit(compiled, *task): i for i, task in tasks.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+
+
+def _deaf() -> None:
+    """Leaves Ctrl-C to the process that listens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _parameters(rows: tuple[str, str] | Mapping[str, Mapping[str, Any]], target: str) -> dict[str, Any]:
@@ -107,7 +148,8 @@ def _resources(specimen: Specimen, target: str, row: dict[str, Any]) -> tuple[in
     from triton.compiler import ASTSource
 
     kernel = specimen.kernel
-    constexprs = {**{k: v for k, v in row.items() if k in kernel.arg_names}, **specimen.constexprs}
+    given = {name: value(row) if callable(value) else value for name, value in specimen.constexprs.items()}
+    constexprs = {**{k: v for k, v in row.items() if k in kernel.arg_names}, **given}
     types = {name: kind.removesuffix(":16") for name, kind in specimen.signature.items()}
     aligned = {name for name, kind in specimen.signature.items() if kind.startswith("*") or kind.endswith(":16")}
     signature = {name: "constexpr" if name in constexprs else types[name] for name in kernel.arg_names}
@@ -166,7 +208,7 @@ def _amd(assembly: str) -> tuple[int, int]:
 
 
 class _deadline:
-    """Raises TimeoutError in the main thread after so many seconds; a compile in native code ends the process then."""
+    """Raises TimeoutError in the main thread after so many seconds, or as soon as native code returns after them."""
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
@@ -190,23 +232,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile side by side")
     given = parser.parse_args(arguments)
-    targets = given.targets.split(",")
+    targets = list(dict.fromkeys(filter(None, given.targets.replace(" ", "").split(","))))
     if unknown := set(targets) - set(SHARED):
         parser.error(f"unknown targets {', '.join(sorted(unknown))}; known are {', '.join(SHARED)}")
+    if not available:
+        parser.error(why)
+    if given.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {given.jobs}")
     os.environ.pop("TRITON_INTERPRET", None)
     names = [name for name in specimens() if given.kernels in name]
+    if not names or not targets:
+        parser.error(f"nothing to compile; kernels are {', '.join(specimens())}")
     rows: list[Compiled] = []
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("compiling", total=len(names) * len(targets))
-        for row in compile_all(names, targets, given.jobs):
-            rows.append(row)
-            progress.advance(task)
+    stopped = False
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("compiling", total=len(names) * len(targets))
+            for row in compile_all(names, targets, given.jobs):
+                rows.append(row)
+                progress.update(task, advance=1, description=f"{row.kernel}, {row.target}")
+    except KeyboardInterrupt:
+        stopped = True
     rows.sort(key=lambda row: (names.index(row.kernel), targets.index(row.target)))
     _print(rows)
+    if stopped:
+        print(f"stopped: {len(names) * len(targets) - len(rows)} were not compiled", file=sys.stderr)
     if given.json:
         given.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n", encoding="utf-8")
-    return int(any(row.error for row in rows))
+    return 130 if stopped else int(any(row.error for row in rows))
 
 
 def _print(rows: list[Compiled]) -> None:

@@ -63,7 +63,8 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
     "quantize": _row("quantize", "quant", _native("quantize", "cpu.product")),
     "embedding": _row("embedding", "linear", gpu="embedding"),
     "route": _row("route", "moe", gpu="moe"),
-    "expert_mlp": _row("expert_mlp", "moe", gpu="moe"),
+    "pack_experts": _row("pack_experts", "moe", Entry("grouped", "cpu.moe", "pack_experts"), gpu="moe"),
+    "expert_mlp": _row("expert_mlp", "moe", Entry("grouped", "cpu.moe", "expert_mlp"), gpu="moe"),
     "store_kv": _row("store_kv", "kv", _native("store_kv"), Entry("torch", "cpu.kv", "store_kv"), gpu="kv"),
     "rope_store_kv": _row(
         "rope_store_kv", "kv", _native("rope_store_kv"), Entry("torch", "cpu.kv", "rope_store_kv"), gpu="kv"
@@ -75,6 +76,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
         Entry("torch", "cpu.gathered_attention", "paged_attention"),
         gpu="attention",
     ),
+    "attention_planner": _row("attention_planner", "planning", gpu="attention_planner"),
     "tree_attention": _row("tree_attention", "attention", gpu="attention"),
     "apply_mask": _row("apply_mask", "sample", gpu="mask"),
     "penalise": _row("penalise", "sample", gpu="sample"),
@@ -128,6 +130,11 @@ def kind(device_type: str) -> str:
     import torch
 
     return "rocm" if torch.version.hip else "cuda"
+
+
+def serves_float8(device_type: str) -> bool:
+    """Whether weights, keys and values of e4m3 are read as they are on devices of this type."""
+    return kind(device_type) != "cpu"
 
 
 @cache

@@ -181,13 +181,18 @@ def tagged(tags: Iterable[Tag], think: Pairs | None, at_least_one: bool) -> Tagg
     for item in items:
         if not isinstance(item, Tag):
             raise TypeError(f"tags takes a list of tag(...), got {item!r} in it")
+    return Tagged(items, at_least_one, pairs_of(think))
+
+
+def pairs_of(think: Pairs | None) -> tuple[tuple[str, str], ...]:
+    """One (begin, end) pair, or several, as several. Raises TypeError."""
     pairs: tuple[Any, ...] = tuple(think or ())
     if pairs and isinstance(pairs[0], str):
         pairs = (pairs,)
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
             raise TypeError(f"think takes a pair of texts such as ('<think>', '</think>'), got {pair!r}")
-    return Tagged(items, at_least_one, tuple((begin, end) for begin, end in pairs))
+    return tuple((begin, end) for begin, end in pairs)
 
 
 def _type(kind: Any) -> Asked:

@@ -1,8 +1,8 @@
 """What generated text must look like: constraints as frozen values that travel from the program to the engine.
 
 Knows: text, patterns, schemas, how constraints are put together. Must not know: tokens, engines, how any is enforced.
-A constraint is a leaf (Regex, Choice, JsonSchema, Grammar, Literal, Free) or is made of others (Sequence, Capture,
-Maybe, Repeat, Tagged). A whole turn is one constraint with named captures.
+A constraint is a leaf (Regex, Choice, JsonSchema, Grammar, Literal, Free) or is made of others (Sequence, OneOf,
+Capture, Maybe, Repeat, Tagged). A whole turn is one constraint with named captures.
 """
 
 from __future__ import annotations
@@ -107,6 +107,12 @@ class Sequence(Leaf, frozen=True, tag="seq"):
     parts: tuple[Constraint, ...]
 
 
+class OneOf(Leaf, frozen=True, tag="one"):
+    """One of the parts, whichever the model begins."""
+
+    parts: tuple[Constraint, ...]
+
+
 class Capture(Leaf, frozen=True, tag="capture"):
     """`part`, and its text is the value of variable `name`; inside a Repeat the value is a list."""
 
@@ -149,13 +155,15 @@ class Tagged(Leaf, frozen=True, tag="tags"):
     exempt: tuple[tuple[str, str], ...] = ()
 
 
-Constraint = Regex | Choice | JsonSchema | Grammar | Literal | Free | Sequence | Capture | Maybe | Repeat | Tagged
+Constraint = (
+    Regex | Choice | JsonSchema | Grammar | Literal | Free | Sequence | OneOf | Capture | Maybe | Repeat | Tagged
+)
 
 
 def children(constraint: Constraint) -> tuple[Constraint, ...]:
     """The constraints that one is directly made of."""
     match constraint:
-        case Sequence(parts):
+        case Sequence(parts) | OneOf(parts):
             return parts
         case Capture(part=part) | Maybe(part=part) | Repeat(part=part):
             return (part,)
@@ -187,7 +195,7 @@ def listed_captures(constraint: Constraint) -> frozenset[str]:
 
 def optional_captures(constraint: Constraint) -> frozenset[str]:
     """Names of captures that a finished text may lack."""
-    return _captures_inside(constraint, (Repeat, Maybe, Tagged))
+    return _captures_inside(constraint, (Repeat, Maybe, OneOf, Tagged))
 
 
 def _captures_inside(constraint: Constraint, kinds: tuple[type, ...]) -> frozenset[str]:
@@ -215,6 +223,8 @@ def check(constraint: Constraint) -> None:
                 raise Invalid("a choice without options allows no text")
             case Choice(options) if "" in options:
                 raise Invalid("an option of a choice is empty; an optional part is the way to allow nothing")
+            case OneOf(parts) if not parts:
+                raise Invalid("one of no parts allows no text")
             case Free(stop) if "" in stop:
                 raise Invalid("an empty stop would end the text before it begins")
             case Capture(name) if not name or name in names:

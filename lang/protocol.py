@@ -39,6 +39,8 @@ class ChatFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """knobs: sampling parameters that hold where a program says nothing (lang.params)."""
+
     name: str
     family: str
     context: int  # tokens
@@ -48,6 +50,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     pages: int = 0  # KV pages of the engine
     page_size: int = 1  # tokens of one page
     device: str = "cpu"
+    knobs: dict[str, Any] = {}
 
 
 # --- client to gateway

@@ -23,6 +23,7 @@ import msgspec
 from branchwork.lang import loop
 from branchwork.lang.constraint import JsonSchema
 from branchwork.lang.errors import BranchworkError
+from branchwork.lang.toolformats import ToolSpec
 from branchwork.lang.typed import typed
 
 _NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
@@ -64,8 +65,12 @@ class Tool:
     @property
     def schema(self) -> dict[str, Any]:
         """{"type": "function", "function": {"name", "description", "parameters"}}, as chat APIs take it."""
-        described = {"name": self.name, "description": self.description, "parameters": self.parameters}
-        return {"type": "function", "function": described}
+        return self.spec.schema
+
+    @property
+    def spec(self) -> ToolSpec:
+        """What a model is told of it."""
+        return ToolSpec(self.name, self.description, self.parameters)
 
     async def perform(self, arguments: Mapping[str, Any]) -> Any:
         """Call it with arguments that `read` gave; a `def` runs in a daemon thread. Raises what the function raises."""

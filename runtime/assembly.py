@@ -15,14 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+import torch
+
 from branchwork.runtime import wire
 from branchwork.runtime.cache.prefix_cache import PrefixCache
-from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, parse, resolve
+from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, cores, on_device, parse, resolve
 from branchwork.runtime.engine import Channel, Engine, Hands
+from branchwork.runtime.execution import warm as warming
 from branchwork.runtime.execution.drafting import DraftModel, same_vocabulary
-from branchwork.runtime.execution.memory import free_memory
+from branchwork.runtime.execution.memory import free_memory, working_memory
 from branchwork.runtime.execution.runner import Runner, bytes_per_page, kv_dtype, pick_device, set_threads
 from branchwork.runtime.execution.threads import pick_threads
+from branchwork.runtime.execution.warm import warm
 from branchwork.runtime.grammar.compiled import prepare
 from branchwork.runtime.grammar.pool import Compiler
 from branchwork.runtime.grammar.recipe import Options
@@ -30,10 +35,13 @@ from branchwork.runtime.grammar.vocabulary import Vocabulary, encoder
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
+from branchwork.runtime.loading.weights import choose_dtype
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.registry import load_model, load_spec
 from branchwork.runtime.models.size import in_layers, parameters
+from branchwork.runtime.models.spec import ModelSpec
 from branchwork.runtime.plan import Plan, Row
+from branchwork.runtime.scheduler.planner import GUESSES
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
 from branchwork.runtime.speculative.draft_model import ModelDrafter, timed
@@ -79,6 +87,8 @@ def probe(config: Config, runner: Hands, tokens: int, draft: int = 0) -> None:
 
 def threads_of(config: Config, runner: Hands, cores: int) -> tuple[int, str]:
     """Settle the number of CPU threads; with a line that says why it is that."""
+    if config.device != "cpu":
+        return config.threads or 1, "threads: not measured, the device computes"
     if config.threads:
         set_threads(config.threads)
         return config.threads, f"threads: {config.threads}, as asked for"
@@ -124,9 +134,11 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     Raises LoadError and ConfigError. `say(stage, fraction)` hears of progress.
     """
     device = pick_device(config.device)
+    config = on_device(config, device)
     say("loading weights", 0.0)
-    aside = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+    aside = ThreadPoolExecutor(2, thread_name_prefix="aside")
     reading = aside.submit(_tokens, directory, load_spec(directory).vocab)  # takes as long as small weights
+    compiling = aside.submit(compile_ahead, config, load_spec(directory)) if device != "cpu" else None
     model = load_model(
         directory,
         dtype=config.dtype,
@@ -136,20 +148,41 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     )
     spec = model.spec
     tokens, ends, vocabulary = reading.result()
+    notes = [] if compiling is None else compiling.result()
     aside.shutdown()
     draft = draft_of(config, directory, tokens, device)
     models = [model] if draft is None else [model, draft]  # the draft's KV lies under the same page numbers
     size = ModelSize(
         context=spec.context,
         page_bytes=sum(
-            bytes_per_page(each.spec, config.page_size, kv_dtype(config.kv_dtype, each.dtype)) for each in models
+            bytes_per_page(each.spec, config.page_size, kv_dtype(config.kv_dtype, each.dtype, each.device))
+            for each in models
         ),
         weight_bytes=sum(each.weight_bytes for each in models),
     )
-    hardware = Hardware(device=device, cores=cores(), memory=free_memory(model.device))
+    graphs = config.graphs == "auto" and device != "cpu"
+    memory = free_memory(model.device)
+    if device != "cpu":
+        draws = config.max_running + (GUESSES if config.guessers else 0)
+        memory = max(memory - working_memory(spec, model.dtype, config.budget, draws, graphs), 0)
+    hardware = Hardware(device=device, cores=cores(), memory=memory)
     config, decided = resolve(config, hardware, size)
-    notes = [*model.notes, *decided]
-    runner = Runner.build(model, pages=config.pages, page_size=config.page_size, kv=config.kv_dtype)
+    notes += [*model.notes, *decided]
+    least = 0 if device == "cpu" else min(config.pages, -(-config.context // config.page_size))
+    runner = Runner.build(
+        model,
+        pages=config.pages,
+        page_size=config.page_size,
+        kv=config.kv_dtype,
+        least=least,
+        graphs=graphs,
+        rows=config.max_running,
+    )
+    notes += runner.notes
+    config = msgspec.structs.replace(config, pages=runner.pool.pages)
+    if runner.pool.scratch is not None:
+        say("compiling kernels", 0.0)
+        warm(runner, runner.pool.scratch, config.page_size, config.budget, config.max_running, spec.vocab)
     threads, why = threads_of(config, runner, hardware.cores)
     notes.append(why)
     compiler = Compiler(vocabulary, limits_of(config))
@@ -168,6 +201,17 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     ready = _ready(config, model, config.pages * size.page_bytes, threads)
     overlap = config.overlap == "on" or (config.overlap == "auto" and device != "cpu")
     return Built(Engine(scheduler, runner, overlap), ready, compiler.fileno(), notes)
+
+
+def compile_ahead(config: Config, spec: ModelSpec) -> list[str]:
+    """Compile a GPU's kernels while the weights are read; a note where that cannot be done ahead."""
+    device = torch.device(config.device)
+    dtype = choose_dtype(config.dtype, spec.stored, device)
+    try:
+        warming.compile_ahead(spec, dtype, device, config.page_size, kv_dtype(config.kv_dtype, dtype, device))
+    except torch.OutOfMemoryError:
+        return ["kernels are compiled after the weights are read: there is no memory to do it meanwhile"]
+    return []
 
 
 def _tokens(model: Path, vocab: int) -> tuple[list[bytes], tuple[int, ...], Vocabulary]:

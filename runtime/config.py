@@ -17,10 +17,11 @@ GUESSERS = ("lookup", "grammar", "model")
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of one runtime. 0 and "auto" mean: decided by `resolve` from the machine and the model.
 
-    model: packaged name, directory, GGUF file or hub name. quantize: "" (as the files are) | int8 | int4, for a model's
-    matrices while they are loaded. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
-    memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page. kv_dtype: what KV is
-    kept in, auto (as the model computes) | float32 | bfloat16 | int8 (little over half of bfloat16).
+    model: packaged name, directory, GGUF file or hub name. quantize: "" (as the files are) | int8 | int4 | fp8 (on
+    GPUs), for a model's matrices while they are loaded. dtype: auto | float32 | bfloat16. device: auto | cpu | cuda.
+    memory: GiB of KV cache. pages: KV pages (wins over memory). page_size: tokens of one page, 0 for what suits the
+    device. kv_dtype: what KV is kept in, auto (as the model computes) | float32 | bfloat16 | int8 (little over half of
+    bfloat16) | float8 (half of it, e4m3; on GPUs).
     budget: tokens computed in one step. max_running: requests that hold KV at once. queue_limit: requests that wait.
     context: longest transcript in tokens (at most the model's own). policy: order of waiting requests, lpm | fcfs.
     threads: CPU threads of the engine, 0 for what is fastest at the start. window: nodes a client may have under way.
@@ -41,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: float = 0.0
     kv_dtype: str = "auto"
     pages: int = 0
-    page_size: int = 1
+    page_size: int = 0
     budget: int = 0
     max_running: int = 256
     queue_limit: int = 100_000
@@ -89,7 +90,7 @@ class ModelSize(msgspec.Struct, frozen=True):
 
 _AT_LEAST = {
     "pages": 0,
-    "page_size": 1,
+    "page_size": 0,
     "budget": 0,
     "max_running": 1,
     "queue_limit": 1,
@@ -104,17 +105,19 @@ _AT_LEAST = {
 }
 _ONE_OF = {
     "dtype": ("auto", "float32", "bfloat16"),
-    "kv_dtype": ("auto", "float32", "bfloat16", "int8"),
+    "kv_dtype": ("auto", "float32", "bfloat16", "int8", "float8"),
     "device": ("auto", "cpu", "cuda"),
     "policy": ("lpm", "fcfs"),
-    "quantize": ("", "int8", "int4"),
+    "quantize": ("", "int8", "int4", "fp8"),
     "grammar_backend": ("auto", "dfa", "llguidance", "xgrammar"),
     "overlap": ("auto", "on", "off"),
     "graphs": ("auto", "off"),
 }
 _CPU_SHARE = 0.25  # of the memory that is free, for the KV cache; a laptop has other things to do
 _CPU_MOST = 0.5  # of it, where one request of the full context needs that much
-_GPU_SHARE = 0.85
+_GPU_SHARE = 0.95  # of what is left beside the weights and what steps need
+_CPU_BUDGET, _GPU_BUDGET = 1024, 8192  # tokens of a step
+_GPU_PAGE = 16  # tokens: lists of pages that are short, and still little that is not shared
 _UNBOUNDED = 2**16  # cores
 _KV_CEILING = 4 * 2**30  # bytes on a CPU, unless one full context needs more or `memory` or `pages` says so
 
@@ -162,12 +165,20 @@ def _check_guessers(config: Config) -> None:
         )
 
 
+def on_device(config: Config, device: str) -> Config:
+    """What depends on the device alone, filled in: device, page_size, budget."""
+    page_size = config.page_size or (1 if device == "cpu" else _GPU_PAGE)
+    budget = config.budget or (_CPU_BUDGET if device == "cpu" else _GPU_BUDGET)
+    return msgspec.structs.replace(config, device=device, page_size=page_size, budget=budget)
+
+
 def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Config, list[str]]:
     """Fill in everything left open but `threads`, which takes measuring. Pure. The notes say what was decided and why,
     a line each.
 
     Raises ConfigError when not even one full context of KV fits.
     """
+    config = on_device(config, hardware.device)
     notes: list[str] = []
     context = min(config.context or model.context, model.context)
     if config.context > model.context:
@@ -190,9 +201,7 @@ def resolve(config: Config, hardware: Hardware, model: ModelSize) -> tuple[Confi
             f"{pages} KV pages of {config.page_size} tokens cannot hold any request; "
             f"give pages={least} or more, or memory= in GiB ({model.page_bytes} bytes a page)"
         )
-    budget = config.budget or (1024 if hardware.device == "cpu" else 8192)
-    device = hardware.device if config.device == "auto" else config.device
-    return msgspec.structs.replace(config, context=context, pages=pages, budget=budget, device=device), notes
+    return msgspec.structs.replace(config, context=context, pages=pages), notes
 
 
 def _pages(config: Config, hardware: Hardware, model: ModelSize, context: int) -> int:

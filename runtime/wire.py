@@ -196,8 +196,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """What the engine serves. quantization: the weights' kind where they are not kept in `dtype`. Sizes are bytes.
 
-    in_layers: parameters without embedding and head. read_bytes: of the weights that a forward reads, so without an
-    embedding that is only looked up.
+    in_layers: parameters that a token is multiplied with, without embedding and head. read_bytes: of the weights that
+    a forward of one token reads, so without an embedding that is only looked up and without idle experts.
     """
 
     pages: int

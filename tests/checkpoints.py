@@ -50,6 +50,8 @@ _YARN = {
     "beta_fast": 4.0,
 }
 
+_EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+
 # name -> (transformers config class, what differs from _SIZES)
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
@@ -73,6 +75,12 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-tied": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {**_EXPERTS, "head_dim": 16, "mlp_only_layers": [1], "norm_topk_prob": True},
+    ),
+    "qwen2-moe": ("Qwen2MoeConfig", {**_EXPERTS, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2}),
 }
 
 
@@ -91,6 +99,17 @@ def checkpoint(name: str) -> Path:
     model.save_pretrained(directory, max_shard_size="40KB" if name.endswith("sharded") else "1GB")
     write_tokenizer(directory)
     return directory
+
+
+def wide(where: Path) -> Path:
+    """A Mixtral below `where` whose matrices have rows of whole blocks of 32."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "initializer_range": 0.1}
+    config = transformers.MixtralConfig(**{**_SIZES, "num_attention_heads": 4, "num_local_experts": 8, **sizes})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(where / "wide")
+    write_tokenizer(where / "wide")
+    return where / "wide"
 
 
 def copy_of(name: str, where: Path) -> Path:

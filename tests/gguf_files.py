@@ -6,6 +6,7 @@ Knows: the gguf package, safetensors. Must not know: the runtime under test.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,20 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+EXPERTS = {  # of the last two parts of a name
+    "experts.w1": "ffn_gate_exps",
+    "experts.w3": "ffn_up_exps",
+    "experts.w2": "ffn_down_exps",
+    "experts.gate_proj": "ffn_gate_exps",
+    "experts.up_proj": "ffn_up_exps",
+    "experts.down_proj": "ffn_down_exps",
+}
+NAMES |= {f"{block}.{name}": theirs for block in ("mlp", "block_sparse_moe") for name, theirs in EXPERTS.items()}
+NAMES |= {f"{block}.gate": "ffn_gate_inp" for block in ("mlp", "block_sparse_moe")}
+NAMES |= {f"mlp.shared_expert.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
+NAMES |= {"mlp.shared_expert_gate": "ffn_gate_inp_shexp"}
+ARCHITECTURES = {"Llama": "llama", "Mistral": "llama", "Mixtral": "llama", "Qwen2": "qwen2", "Qwen3": "qwen3"}
+ARCHITECTURES |= {"Qwen2Moe": "qwen2moe", "Qwen3Moe": "qwen3moe"}
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -37,6 +52,18 @@ def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
     for path in sorted(directory.glob("*.safetensors")):
         found |= load_file(path)
     return {name: tensor.float() for name, tensor in found.items()}
+
+
+def stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors with those of a layer's experts behind each other, and a shared expert's gate as a vector."""
+    found: dict[str, torch.Tensor] = {}
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if expert := re.search(r"\.experts\.(\d+)\.", name):
+            parts.setdefault(name.replace(expert[0], ".experts."), {})[int(expert[1])] = tensor
+        else:
+            found[name] = tensor[0] if name.endswith("shared_expert_gate.weight") else tensor
+    return found | {name: torch.stack([held[e] for e in sorted(held)]) for name, held in parts.items()}
 
 
 def gguf_name(name: str) -> str:
@@ -71,9 +98,7 @@ def write_gguf(
     texts in a way that has no name.
     """
     config = json.loads((directory / "config.json").read_text())
-    arch = {"Llama": "llama", "Mistral": "llama", "Qwen2": "qwen2", "Qwen3": "qwen3"}[
-        config["architectures"][0].removesuffix("ForCausalLM")
-    ]
+    arch = ARCHITECTURES[config["architectures"][0].removesuffix("ForCausalLM")]
     writer = gguf.GGUFWriter(out, arch)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -90,14 +115,15 @@ def write_gguf(
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
     writer.add_rope_freq_base(rope["rope_theta"])
     _scaling(writer, rope, head_dim)
-    if config.get("sliding_window") and config["architectures"][0].startswith("Mistral"):
+    if config.get("sliding_window") and config["architectures"][0].startswith(("Mistral", "Mixtral")):
         writer.add_sliding_window(config["sliding_window"])
+    _experts(writer, config)
     _tokenizer(writer, directory)
     if whole_tokenizer:
         writer.add_string("tokenizer.huggingface.json", (directory / "tokenizer.json").read_text())
     if change is not None:
         change(writer)
-    for name, tensor in tensors_of(directory).items():
+    for name, tensor in stacked(tensors_of(directory)).items():
         here = gguf_name(name)
         if arch == "llama" and ".attn_q." in here:
             tensor = permuted(tensor, heads)
@@ -118,8 +144,20 @@ def write_gguf(
     return out
 
 
+def _experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    total = config.get("num_local_experts") or config.get("num_experts")
+    if not total:
+        return
+    writer.add_expert_count(total)
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+
+
 def _possible(kind: Kind, tensor: torch.Tensor) -> Kind:
-    fits = tensor.ndim == 2 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+    fits = tensor.ndim >= 2 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
     return kind if fits else Kind.F32
 
 

@@ -51,3 +51,9 @@ def _address(process: subprocess.Popen[str], written: IO[str]) -> str:
         if not line:
             time.sleep(0.02)
     return so_far.rpartition("HTTP at ")[2].split()[0]
+
+
+def addresses(folder: Path, *options: str, **environment: str) -> Iterator[str]:
+    """`serving`, of which its address is enough. environment: variables besides."""
+    for server in serving(folder, *options, environment=environment):
+        yield server.url

@@ -25,6 +25,7 @@ def paged_attention(
     kv_len: torch.Tensor,
     scale: float,
     window: int = 0,
+    plan: object = None,
 ) -> torch.Tensor:
     """Causal grouped-query attention of ragged rows over paged KV; returns [T, H, D] like q, contiguous.
 

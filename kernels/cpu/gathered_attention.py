@@ -22,6 +22,7 @@ def paged_attention(
     kv_len: Tensor,
     scale: float,
     window: int,
+    plan: object = None,
 ) -> Tensor:
     """As `kernels.paged_attention`. Touches only pages that a row's tokens can see."""
     size = k_pool.shape[2]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from branchwork.kernels.reference import float8
+from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.quant import Quantized, dequantize
 
 # MKL's float32 product sums 1, 2 or 3 leftover rows in another order than blocks of 4; oneDNN's bfloat16 does not.
@@ -24,6 +26,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Tensor:
-    """The weight itself; a Quantized one as the numbers it stands for, of `dtype` (bfloat16 if none is given)."""
+def pack_linear(weight: Tensor | Quantized | Float8, dtype: torch.dtype | None = None) -> Tensor:
+    """The weight itself; a Quantized or Float8 as the numbers it stands for, of `dtype` (bfloat16 if none is given)."""
+    if isinstance(weight, Float8):
+        return float8.dequantize(weight, dtype or torch.bfloat16)
     return dequantize(weight, dtype or torch.bfloat16) if isinstance(weight, Quantized) else weight

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from branchwork.kernels.cpu import linear as plain
+from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.quant import Quantized
 
 available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -19,9 +20,9 @@ why = "" if available else "this build of torch has no oneDNN"
 _BFLOAT16 = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Tensor:
+def pack_linear(weight: Tensor | Quantized | Float8, dtype: torch.dtype | None = None) -> Tensor:
     """A copy of weight [N, K] in oneDNN's layout; a weight of a type it does not compute in comes back as it is, a
-    Quantized one is first made the numbers it stands for."""
+    Quantized or Float8 is first made the numbers it stands for."""
     weight = plain.pack_linear(weight, dtype)
     if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _BFLOAT16):
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from branchwork.kernels.cpu import linear as plain
 from branchwork.kernels.cpu import native
+from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.quant import BLOCK, Quantized, check, fits
 
 available = native.available
@@ -72,7 +73,7 @@ class Packed:
         return rows(self, torch.arange(self.shape[0])).to(self.dtype or torch.float32)
 
 
-def pack(weight: Tensor | Quantized, bias: Tensor | None = None) -> Packed:
+def pack(weight: Tensor | Quantized | Float8, bias: Tensor | None = None) -> Packed:
     """weight [N, K], float32, bfloat16 or Quantized, in panels; bias [N]. The weight is read once, by all threads, and
     not kept.
 
@@ -80,6 +81,8 @@ def pack(weight: Tensor | Quantized, bias: Tensor | None = None) -> Packed:
     """
     if isinstance(weight, Quantized):
         check(weight)
+    elif isinstance(weight, Float8):
+        raise ValueError("weights of e4m3 cannot be packed: dequantize them first")
     elif weight.dtype not in _KINDS or weight.dim() != 2:
         raise ValueError(
             f"weights [N, K] of float32 or bfloat16 can be packed, not {weight.dtype} {tuple(weight.shape)}"
@@ -87,9 +90,11 @@ def pack(weight: Tensor | Quantized, bias: Tensor | None = None) -> Packed:
     return Packed(weight, bias)
 
 
-def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Packed | Tensor:
-    """The weight packed; as it is, where it is of a type that is computed in by torch alone."""
-    if not isinstance(weight, Quantized) and weight.dtype not in _KINDS:
+def pack_linear(weight: Tensor | Quantized | Float8, dtype: torch.dtype | None = None) -> Packed | Tensor:
+    """The weight packed, a Float8 as the numbers it stands for; as it is, where torch alone computes in its type."""
+    if isinstance(weight, Float8):
+        weight = plain.pack_linear(weight, dtype)
+    if isinstance(weight, Tensor) and weight.dtype not in _KINDS:
         return weight
     return pack(weight)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from branchwork.kernels.cpu import native
 from branchwork.kernels.cpu.product import PANEL, Packed, pack
+from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.kv import ROW_TAIL
 from branchwork.kernels.reference.quant import Quantized
-from branchwork.kernels.reference.stack import LayerParts, StackParts
+from branchwork.kernels.reference.stack import Gated, LayerParts, StackParts
 
 available = native.available
 why = native.why
@@ -25,10 +26,10 @@ _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def stack(parts: StackParts) -> NativeStack | None:
-    """None for weights of types and sizes that the library does not take."""
+    """None for mixtures of experts, and for weights of types and sizes that the library does not take."""
     width = parts.embed.shape[1]
     paired = not any(size % 2 for size in (width, parts.ffn))
-    fits = parts.norm.dtype in _ELEMENTS and parts.dim % 8 == 0 and parts.dim <= 1024 and paired
+    fits = parts.dense and parts.norm.dtype in _ELEMENTS and parts.dim % 8 == 0 and parts.dim <= 1024 and paired
     return NativeStack(parts) if fits else None
 
 
@@ -121,13 +122,12 @@ class NativeStack:
         self._addresses = np.array([pool.data_ptr() for pair in zip(k, v) for pool in pair], np.int64)
 
     def _layer(self, layer: LayerParts) -> bytes:
+        assert isinstance(layer.mlp, Gated)
         norms = layer.qk_norm or (None, None)
         products = (
             self._product(*layer.qkv),
             self._product(*layer.out),
-            self._product(*layer.gate),
-            self._product(*layer.up),
-            self._product(*layer.down),
+            *(self._product(*part) for part in layer.mlp),
         )
         return (
             native.LAYER.pack(
@@ -144,7 +144,7 @@ class NativeStack:
         self._held.append(values := values.float().contiguous().clone())
         return values.data_ptr()
 
-    def _product(self, weight: Tensor | Quantized, bias: Tensor | None = None) -> bytes:
+    def _product(self, weight: Tensor | Quantized | Float8, bias: Tensor | None = None) -> bytes:
         """A weight [N, K] as panels of outputs: see native_product.c."""
         self._held.append(packed := pack(weight, bias))
         return packed.struct

@@ -25,6 +25,7 @@ def paged_attention(
     scale: float,
     window: int,
     softcap: float = 0.0,
+    plan: object = None,
 ) -> Tensor:
     """Attention of q [T, H, D] over pools [P, KVH, S, D] (of int8: D + 8); returns [T, H, D] in q's dtype.
 
@@ -34,6 +35,7 @@ def paged_attention(
     cu_rows int32 [R + 1]: row r owns q[cu_rows[r] : cu_rows[r + 1]]; its i-th token of n is at position
     kv_len[r] - n + i and attends to every position up to its own, or to the last `window` of them when window > 0.
     Query head h reads key head h // (H // KVH). softcap > 0 makes the scores softcap * tanh(scores / softcap).
+    plan: nothing is planned here.
     """
     return _attention(q, k_pool, v_pool, page_table, cu_rows, kv_len, None, scale, window, softcap)
 
@@ -49,6 +51,7 @@ def tree_attention(
     scale: float,
     window: int,
     softcap: float = 0.0,
+    plan: object = None,
 ) -> Tensor:
     """`paged_attention` of rows whose last min(n, 64) tokens are a tree: siblings do not see each other.
 

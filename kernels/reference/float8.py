@@ -6,6 +6,8 @@ Source: Micikevicius et al., "FP8 formats for deep learning", 2022.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,6 +50,20 @@ def quantize(weight: Tensor, block: tuple[int, int] | None = None) -> Float8:
 def dequantize(weight: Float8, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight [N, K] itself, computed in float32."""
     return (weight.values.float() * _spread(weight.scales, weight.block, weight.shape)).to(dtype)
+
+
+def cat(parts: Sequence[Float8]) -> Float8:
+    """Weights with the same K below each other: exactly, in the largest blocks that no border of theirs cuts."""
+    inputs = parts[0].shape[1]
+    columns = math.gcd(*(min(part.block[1], inputs) for part in parts))
+    rows = math.gcd(*(part.block[0] for part in parts), *(part.shape[0] for part in parts[:-1]))
+    scales = []
+    for part in parts:
+        tall, wide = part.block[0] // rows, min(part.block[1], inputs) // columns
+        finer = part.scales.repeat_interleave(tall, 0).repeat_interleave(wide, 1)
+        scales.append(finer[: -(-part.shape[0] // rows), : -(-inputs // columns)])
+    values = torch.cat([part.values.view(torch.uint8) for part in parts])  # bytes, which every device can move
+    return Float8(values.view(torch.float8_e4m3fn), torch.cat(scales), (rows, columns))
 
 
 def check(weight: Float8) -> None:

@@ -21,6 +21,8 @@ def kv_row(dim: int, dtype: torch.dtype) -> int:
 def store_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, slots: Tensor) -> None:
     """Write k, v [T, KVH, D] to the pools [P, KVH, S, D], or int8 [P, KVH, S, D + 8], at slots int64 [T]. In place.
 
+    Pools of float8_e4m3fn round to the nearest number, what is beyond 448 to that.
+
     slot = page * S + offset; slots of one call are distinct.
     """
     size = k_pool.shape[2]
@@ -40,7 +42,9 @@ def rope_store_kv(
 
 def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Vectors [.., D] as rows of a pool of this type: int8 rows are [.., D + 8], x / scale rounded half to even, then
-    the scale absmax / 127."""
+    the scale absmax / 127; e4m3 has no scale and no infinity."""
+    if dtype == torch.float8_e4m3fn:
+        return x.float().clamp(-448, 448).to(dtype)
     if dtype != torch.int8:
         return x
     x = x.float()
@@ -50,7 +54,9 @@ def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def vectors(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a pool as vectors [.., D]; of an int8 pool rounded to `dtype`, of others as they are."""
+    """Rows of a pool as vectors [.., D]; of int8 and e4m3 pools in `dtype` (int8 rounds), of others as they are."""
+    if rows.dtype == torch.float8_e4m3fn:
+        return rows.to(dtype)
     if rows.dtype != torch.int8:
         return rows
     dim = rows.shape[-1] - ROW_TAIL

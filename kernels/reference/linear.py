@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor | Quantized | Float8, bias: Tensor | None) 
     return F.linear(x, weight, bias)
 
 
-def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Tensor | Quantized:
+def pack_linear(weight: Tensor | Quantized | Float8, dtype: torch.dtype | None = None) -> Tensor | Quantized | Float8:
     """The weight itself: the plain product wants no other layout."""
     return weight
 

@@ -88,6 +88,15 @@ def linear(x: Tensor, weight: Quantized, bias: Tensor | None) -> Tensor:
     return (out if bias is None else out + bias.float()).to(x.dtype)
 
 
+def rows(weight: Quantized, ids: Tensor) -> Quantized:
+    """Rows of the weight at ids int64 [T], as a weight [T, K]."""
+    values, scales, offsets = (
+        None if part is None else part.index_select(0, ids) for part in (weight.values, weight.scales, weight.offsets)
+    )
+    assert values is not None and scales is not None
+    return Quantized(values, scales, offsets, weight.bits, weight.group)
+
+
 def cat(parts: Sequence[Quantized]) -> Quantized:
     """Weights with the same K below each other. Where they differ in bits, groups or offsets all become what holds
     every one of them exactly: 8 bits, the largest group that divides each, offsets."""
@@ -125,7 +134,7 @@ def _integers(weight: Quantized) -> Tensor:
     return torch.stack((low, high), dim=-1).view(weight.shape).to(torch.int8)
 
 
-_ROWS = 1 << 18  # numbers that are quantized at a time: what a core's caches hold
+_AT_ONCE = {"cpu": 1 << 18}  # numbers that are quantized at a time: what a core's caches hold, elsewhere 2**24
 
 
 def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None = None) -> Quantized:
@@ -141,7 +150,7 @@ def quantize(weight: Tensor, bits: int, group: int = BLOCK, offsets: bool | None
         raise ValueError(
             f"4 or 8 bits and a group, a multiple of {BLOCK} that divides {inputs}, not {bits} and {group}"
         )
-    step = max(1, _ROWS // inputs)
+    step = max(1, _AT_ONCE.get(weight.device.type, 1 << 24) // inputs)
     parts = [_quantized(weight[n : n + step].float(), bits, group, shifted) for n in range(0, outputs, step)]
     values, scales, shifts = (torch.cat([part[i] for part in parts]) for i in range(3))
     return Quantized(values, scales, shifts if shifted else None, bits, group)

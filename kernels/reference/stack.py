@@ -10,14 +10,38 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.quant import Quantized
 
 
 class Affine(NamedTuple):
     """x [T, K] times weight [N, K] transposed, plus bias [N]."""
 
-    weight: Tensor | Quantized
+    weight: Tensor | Quantized | Float8
     bias: Tensor | None = None
+
+
+class Gated(NamedTuple):
+    """A feed-forward block, down(silu(gate(x)) * up(x)): gate, up [F, C], down [C, F]."""
+
+    gate: Affine
+    up: Affine
+    down: Affine
+
+
+class Experts(NamedTuple):
+    """A mixture of `total` blocks, of which a token takes the `top_k` that the router [total, C] finds likeliest.
+
+    block(e) reads expert e. renormalize: as in `route`. shared: a block that every token takes as well, weighed by
+    the sigmoid of its gate [1, C].
+    """
+
+    router: Tensor
+    total: int
+    top_k: int
+    renormalize: bool
+    block: Callable[[int], Gated]
+    shared: tuple[Gated, Tensor] | None = None
 
 
 class LayerParts(NamedTuple):
@@ -28,9 +52,7 @@ class LayerParts(NamedTuple):
     qk_norm: tuple[Tensor, Tensor] | None
     out: Affine  # [C, H D]
     post_norm: Tensor
-    gate: Affine  # [F, C]
-    up: Affine  # [F, C]
-    down: Affine  # [C, F]
+    mlp: Gated | Experts
     window: int
 
 
@@ -39,11 +61,12 @@ class StackParts(NamedTuple):
     Norms are of the type that the model computes in, float32 or bfloat16.
 
     angles: positions int64 [T] to cos, sin float32 [T, D/2]. bytes: of all weights, known before any layer is read.
+    dense: no layer has experts.
     """
 
-    embed: Tensor | Quantized
+    embed: Tensor | Quantized | Float8
     norm: Tensor
-    head: Tensor | Quantized
+    head: Tensor | Quantized | Float8
     layer: Callable[[int], LayerParts]
     angles: Callable[[Tensor], tuple[Tensor, Tensor]]
     layers: int
@@ -53,6 +76,7 @@ class StackParts(NamedTuple):
     ffn: int
     eps: float
     bytes: int
+    dense: bool = True
 
 
 class Stack(Protocol):

@@ -5,8 +5,8 @@ Knows: tensor layouts, launches, the plan of a step. Must not know: requests, mo
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +17,21 @@ from branchwork.kernels.table import chip
 from branchwork.kernels.triton import attention_kernels, attention_plan
 from branchwork.kernels.triton.attention_plan import Plan, Policy, Shape
 from branchwork.kernels.triton.language import available, power_of_2, why
-from branchwork.kernels.triton.tuning import launch
-from branchwork.kernels.triton.tuning_attention import heights
+from branchwork.kernels.triton.tuning import heights, launch
 
-__all__ = ["Placed", "attend", "available", "paged_attention", "place", "shape_of", "tree_attention", "why"]
+__all__ = [
+    "Placed",
+    "attend",
+    "available",
+    "paged_attention",
+    "place",
+    "placed",
+    "read_back",
+    "shape_for",
+    "shape_of",
+    "tree_attention",
+    "why",
+]
 
 LOG2_E = 1.4426950408889634
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -38,16 +49,21 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     policy: Policy = Policy(),  # noqa: B008 (frozen)
+    plan: Placed | None = None,
 ) -> Tensor:
     """As `kernels.paged_attention`; softcap > 0 makes the scores softcap * tanh(scores / softcap).
 
     Rows whose page tables begin alike read their common pages once. Pools hold q's type, int8 as `store_kv` writes it,
-    or e4m3 bytes (float8_e4m3fn or uint8), any strides but 1 in the last dimension. The first call with these tables
-    reads them on the host; further calls, those of a step's other layers, reuse its plan.
+    or e4m3 bytes (float8_e4m3fn or uint8), any strides but 1 in the last dimension. With a plan, which must be of these
+    rows and this window, the tables are not looked at; without one they are read on the host, which waits for the
+    device.
 
     Raises ValueError for types, shapes or strides that do not fit.
     """
-    return _planned(q, k_pool, v_pool, page_table, cu_rows, kv_len, None, scale, window, softcap, policy)
+    _check_pools(q, k_pool, v_pool)
+    if plan is None:
+        plan = read_back(q, k_pool, page_table, cu_rows, kv_len, None, window, policy)
+    return attend(q, k_pool, v_pool, plan, scale, window, softcap)
 
 
 def tree_attention(
@@ -62,16 +78,20 @@ def tree_attention(
     window: int = 0,
     softcap: float = 0.0,
     policy: Policy = Policy(),  # noqa: B008 (frozen)
+    plan: Placed | None = None,
 ) -> Tensor:
     """`paged_attention` of rows whose last min(n, 64) tokens are a tree: siblings do not see each other.
 
     ancestors int32 [T, 2]: bit j of a token's 64 says that it sees the j-th of these tokens of its row. Its own bit is
     set, those of later tokens are not; a token before the tree has none. The window applies to what is before the tree,
-    counted from a token's depth in it.
+    counted from a token's depth in it. A plan must have been made with the same ancestors.
     """
     if ancestors.dtype != torch.int32 or ancestors.shape != (len(q), 2) or not ancestors.is_contiguous():
         raise ValueError(f"ancestors must be contiguous int32 [{len(q)}, 2], got {tuple(ancestors.shape)}")
-    return _planned(q, k_pool, v_pool, page_table, cu_rows, kv_len, ancestors, scale, window, softcap, policy)
+    _check_pools(q, k_pool, v_pool)
+    if plan is None:
+        plan = read_back(q, k_pool, page_table, cu_rows, kv_len, ancestors, window, policy)
+    return attend(q, k_pool, v_pool, plan, scale, window, softcap, ancestors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +105,30 @@ class Placed:
     merged: Tensor
     cuts: Tensor
     parts: Tensor
+    pages: Tensor
+
+
+def placed(plan: Plan, tensors: Sequence[Tensor]) -> Placed:
+    """A plan whose `arrays` are these tensors, each beginning at 16 bytes, for which kernels are compiled."""
+    count = len(plan.launches)
+    launches = tuple((part.height, tiles.view(-1, 8)) for part, tiles in zip(plan.launches, tensors))
+    order, at, merged, cuts, parts, pages = tensors[count:]
+    return Placed(launches, order, at, plan.slots, merged, cuts, parts, pages)
 
 
 def place(plan: Plan, device: torch.device) -> Placed:
-    """The plan's arrays on the device, in one copy; each begins at 16 bytes, for which kernels are compiled."""
-    tiles = (tiles.ravel() for _, tiles in plan.launches)
-    arrays = (*tiles, plan.order, plan.at, plan.merged, plan.cuts, plan.parts)
-    sizes = [-(-len(array) // 4) * 4 for array in arrays]
-    flat = np.concatenate([np.pad(array, (0, size - len(array))) for array, size in zip(arrays, sizes)])
+    """The plan's arrays on the device, in one copy."""
+    joined = [part if isinstance(part, np.ndarray) else np.concatenate(part) for part in plan.arrays]
+    sizes = [-(-len(array) // 4) * 4 for array in joined]
+    flat = np.concatenate([np.pad(array, (0, size - len(array))) for array, size in zip(joined, sizes)])
     pieces = torch.from_numpy(flat).to(device).split(sizes)
-    views = [piece[: len(array)] for piece, array in zip(pieces, arrays)]
-    order, at, merged, cuts, parts = views[-5:]
-    launches = tuple((part.height, view.view(-1, 8)) for part, view in zip(plan.launches, views))
-    return Placed(launches, order, at, plan.slots, merged, cuts, parts)
+    return placed(plan, [piece[: len(array)] for piece, array in zip(pieces, joined)])
 
 
 def attend(
     q: Tensor,
     k_pool: Tensor,
     v_pool: Tensor,
-    page_table: Tensor,
     placed: Placed,
     scale: float,
     window: int = 0,
@@ -129,12 +153,11 @@ def attend(
     for height, tiles in placed.launches:
         attention_kernels.attend[(len(tiles) * kv_heads,)](
             q, k_pool, v_pool, *scales, out, mixes, tops,
-            page_table, tiles, placed.order, placed.at, placed.at if ancestors is None else ancestors,
-            first, second, q.stride(0), q.stride(1), out.stride(0), *k_pool.stride()[:3], *scale_steps,
-            page_table.stride(0), window,
+            placed.pages, tiles, placed.order, placed.at, placed.at if ancestors is None else ancestors,
+            first, second, q.stride(0), q.stride(1), out.stride(0), *k_pool.stride()[:3], *scale_steps, window,
             KVH=kv_heads, G=heads // kv_heads, D=dim, DP=padded, PAGE=size, KV=kind, HEIGHT=height,
             WINDOWED=window > 0, CAPPED=softcap > 0, TREE=ancestors is not None,
-            **launch("attend", here, f"{height}x{_width(q)}"),
+            **launch("attend", here, f"{height}x{_width(dim, q.dtype)}"),
         )  # fmt: skip
     if len(placed.merged):
         row = launch("merge", here)
@@ -147,57 +170,39 @@ def attend(
 def shape_of(q: Tensor, k_pool: Tensor, window: int) -> Shape:
     """What `attention_plan.plan` must know of a call."""
     kv_heads, size = k_pool.shape[1:3]
-    units = 8 if q.device.type == "cpu" else torch.cuda.get_device_properties(q.device).multi_processor_count
-    return Shape(size, q.shape[1] // kv_heads, kv_heads, heights(_width(q)), units, window)
+    return shape_for(q.shape[1], kv_heads, q.shape[2], size, q.dtype, window, q.device)
 
 
-@dataclass(slots=True)
-class _Memory:
-    """The plans made for one set of tables: those of a step, whose layers differ in their window at most."""
-
-    tables: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
-    plans: dict[tuple[Shape, Policy], Placed] = field(default_factory=dict)
-
-    def remembers(self, tables: tuple[Tensor, ...]) -> bool:
-        """Whether these are the tables remembered, not written since."""
-        return len(tables) == len(self.tables) and all(
-            ref() is table and version == table._version for (ref, version), table in zip(self.tables, tables)
-        )
+def shape_for(
+    heads: int, kv_heads: int, dim: int, size: int, dtype: torch.dtype, window: int, device: torch.device
+) -> Shape:
+    """The same of a call with so many heads of this width, pages of `size` slots and q of this type."""
+    units = 8 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+    return Shape(size, heads // kv_heads, kv_heads, heights(_width(dim, dtype)), units, window)
 
 
-_memory = _Memory()
-
-
-def _planned(
+def read_back(
     q: Tensor,
     k_pool: Tensor,
-    v_pool: Tensor,
     page_table: Tensor,
     cu_rows: Tensor,
     kv_len: Tensor,
     ancestors: Tensor | None,
-    scale: float,
     window: int,
-    softcap: float,
     policy: Policy,
-) -> Tensor:
-    global _memory
-    _check(q, k_pool, v_pool, page_table, cu_rows, kv_len)
-    tables = (page_table, cu_rows, kv_len) if ancestors is None else (page_table, cu_rows, kv_len, ancestors)
-    memory = _memory
-    tracked = not any(table.is_inference() for table in tables)  # others do not tell when they are written
-    if not (tracked and memory.remembers(tables)):
-        memory = _Memory(tuple((weakref.ref(table), table._version) for table in tables) if tracked else ())
-        _memory = memory
-    key = (shape_of(q, k_pool, window), policy)
-    if key not in memory.plans:
-        table, cuts, length, *words = (table.cpu().numpy() for table in tables)
-        made = attention_plan.plan(table, cuts, length, *key, *words)
-        memory.plans[key] = place(made, q.device)
-    return attend(q, k_pool, v_pool, page_table, memory.plans[key], scale, window, softcap, ancestors)
+) -> Placed:
+    """A plan from tables on the device, for who has them nowhere else. Waits for the device.
+
+    Raises ValueError for tables of another type or shape.
+    """
+    _check_tables(page_table, cu_rows, kv_len)
+    table, cuts, length = (tensor.cpu().numpy() for tensor in (page_table, cu_rows, kv_len))
+    shape = shape_of(q, k_pool, window)
+    words = None if ancestors is None else ancestors.cpu().numpy()
+    return place(attention_plan.plan(list(table), cuts, length, shape, policy, words), q.device)
 
 
-def _check(q: Tensor, k_pool: Tensor, v_pool: Tensor, page_table: Tensor, cu_rows: Tensor, kv_len: Tensor) -> None:
+def _check_pools(q: Tensor, k_pool: Tensor, v_pool: Tensor) -> None:
     held = k_pool.dtype
     if q.dtype not in _FLOATS or v_pool.dtype != held or held not in (q.dtype, torch.int8, *_BYTES):
         raise ValueError(
@@ -216,6 +221,9 @@ def _check(q: Tensor, k_pool: Tensor, v_pool: Tensor, page_table: Tensor, cu_row
         raise ValueError(
             "the last dimension of q and of the pools must be contiguous, and the pools have the same strides"
         )
+
+
+def _check_tables(page_table: Tensor, cu_rows: Tensor, kv_len: Tensor) -> None:
     rows = len(kv_len)
     for name, table, shape in (("cu_rows", cu_rows, (rows + 1,)), ("kv_len", kv_len, (rows,))):
         if table.dtype != torch.int32 or table.shape != shape:
@@ -251,6 +259,6 @@ def _padded(dim: int) -> int:
     return max(16, power_of_2(dim))
 
 
-def _width(q: Tensor) -> str:
-    """The tuning table's name for q's head vectors."""
-    return f"{max(128, _padded(q.shape[2]))}{'f' if q.dtype == torch.float32 else ''}"
+def _width(dim: int, dtype: torch.dtype) -> str:
+    """The tuning table's name for head vectors."""
+    return f"{max(128, _padded(dim))}{'f' if dtype == torch.float32 else ''}"

@@ -122,7 +122,7 @@ def _sweep(
     return total, top, weight
 
 
-@jit(do_not_specialize=["table_step", "window"])
+@jit(do_not_specialize=["window"])
 def attend(
     q_base,
     k_pool,
@@ -132,7 +132,7 @@ def attend(
     out_base,
     parts,
     parts_top,
-    page_table,
+    page_list,
     tiles,
     order,
     at_base,
@@ -148,7 +148,6 @@ def attend(
     scale_page_step,
     scale_head_step,
     scale_slot_step,
-    table_step,
     window,
     KVH: tl.constexpr,
     G: tl.constexpr,
@@ -199,7 +198,7 @@ def attend(
     values = v_pool + head.to(tl.int64) * head_step
     key_scales += head.to(tl.int64) * scale_head_step
     value_scales += head.to(tl.int64) * scale_head_step
-    pages = page_table + tl.load(tile).to(tl.int64) * table_step
+    pages = page_list + tl.load(tile)
 
     total = tl.zeros([HEIGHT, DP], tl.float32)
     top = tl.full([HEIGHT], float("-inf"), tl.float32)

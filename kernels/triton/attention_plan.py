@@ -1,6 +1,6 @@
-"""From page tables to tiles: which tokens are attended together, over which positions, and whose parts are merged.
+"""From rows to tiles: which tokens are attended together, over which positions, and whose parts are merged.
 
-Knows: page tables, lengths and tree masks as numpy arrays. Must not know: torch, Triton, keys and values, requests.
+Knows: page numbers, lengths and tree masks as numpy arrays. Must not know: torch, Triton, keys and values, requests.
 Sources: Ye et al., "FlashInfer", 2025 (host-planned tiles of equal work); Juravsky et al., "Hydragen", 2024 (prefixes).
 
     positions of row a   [ shared by a b c d ][ shared by a b ][ own ]
@@ -11,15 +11,14 @@ Sources: Ye et al., "FlashInfer", 2025 (host-planned tiles of equal work); Jurav
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Words = NDArray[np.int32]
+from branchwork.kernels.reference.planning import Words
+from branchwork.kernels.triton.attention_kin import Ints, Kinship, shared_segments
 
 TREE = 64  # tokens of a row that a mask of ancestors can speak of
 
@@ -55,13 +54,14 @@ class Policy(NamedTuple):
 
 
 NEVER = 1 << 40
+DEPTH = 16  # parts a token has at most in a plan that is padded
 
 
 class Launch(NamedTuple):
     """Tiles of one height. tiles int32 [n, 8], longest first:
 
-    row of the page table | first in order | tokens | first position | past the last | positions that all see |
-    first of the positions that masks speak of | first slot of the parts, -1 to write the result at once
+    where page 0 would stand in `pages` | first in order | tokens | first position | past the last | positions that all
+    see | first of the positions that masks speak of | first slot of the parts, -1 to write the result at once
     """
 
     height: int
@@ -73,7 +73,8 @@ class Plan:
     """Work for `attention.attend`, all int32.
 
     order [T]: tokens so that those of one tile stand side by side. at [T]: position of each token. slots: parts in all.
-    merged [M]: tokens with parts; cuts [M + 1] into parts: which, in order of position.
+    merged [M]: tokens with parts; cuts [M + 1] into parts: which, in order of position. pages: pieces of one list of
+    page numbers, in which tiles find theirs.
     """
 
     launches: tuple[Launch, ...]
@@ -83,12 +84,26 @@ class Plan:
     merged: Words
     cuts: Words
     parts: Words
+    pages: tuple[Words, ...]
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], bool]:
+        """Heights of its launches, and whether parts are merged: what a captured launch of it depends on."""
+        return tuple(launch.height for launch in self.launches), self.slots > 0
+
+    @property
+    def arrays(self) -> list[Words | tuple[Words, ...]]:
+        """Everything that a device reads, the tiles first, the pages last and in their pieces."""
+        tiles = (tiles.ravel() for _, tiles in self.launches)
+        return [*tiles, self.order, self.at, self.merged, self.cuts, self.parts, self.pages]
 
 
 class _Spans(NamedTuple):
-    """Tokens order[first : first + tokens] and the positions from `low` to `high`, through page-table row `row`."""
+    """Tokens order[first : first + tokens] and the positions from `low` to `high` of row `row`, whose page 0 would
+    stand at `base` of the list of pages."""
 
     row: Ints
+    base: Ints
     first: Ints
     tokens: Ints
     low: Ints
@@ -96,24 +111,43 @@ class _Spans(NamedTuple):
 
 
 def plan(
-    page_table: Words,
+    pages: Sequence[Words],
     cu_rows: Words,
     kv_len: Words,
     shape: Shape,
     policy: Policy = Policy(),  # noqa: B008 (frozen)
     ancestors: Words | None = None,
 ) -> Plan:
-    """Tiles for ragged rows as `kernels.paged_attention` describes them; ancestors [T, 2] as `tree_attention` does.
+    """Tiles for ragged rows as `kernels.paged_attention` describes them; pages[r]: row r's page numbers, in order.
 
-    Raises ValueError for a group larger than the tallest tile, for rows longer than their positions, and for a page
-    table too narrow.
+    ancestors [T, 2] as `tree_attention` does. Raises ValueError as `plans`.
     """
+    return plans(pages, cu_rows, kv_len, (shape,), policy, ancestors)[0]
+
+
+def plans(
+    pages: Sequence[Words],
+    cu_rows: Words,
+    kv_len: Words,
+    shapes: Sequence[Shape],
+    policy: Policy = Policy(),  # noqa: B008 (frozen)
+    ancestors: Words | None = None,
+    keys: Sequence[int] | None = None,
+    kinship: Kinship | None = None,
+) -> list[Plan]:
+    """A plan for each of `shapes`, which differ in their windows alone; their order and pages are the same arrays.
+
+    keys, kinship: see Kinship; what is remembered there from earlier plans need not be found again.
+    Raises ValueError for a group larger than the tallest tile, for rows longer than their positions, and for too few
+    pages.
+    """
+    shape = shapes[0]
     counts, length = np.diff(cu_rows).astype(np.int64), kv_len.astype(np.int64)
-    _check(page_table, counts, length, shape)
+    _check(pages, counts, length, shape)
     owner = np.repeat(np.arange(len(counts)), counts)
     place = np.arange(int(cu_rows[-1])) + (length - counts - cu_rows[:-1])[owner]  # position of each token's own key
     start = length - counts  # where the step's tokens, or those with a mask, begin
-    at = place.copy()
+    at = place
     if ancestors is not None:
         start = length - np.minimum(counts, TREE)
         depth = np.unpackbits(np.ascontiguousarray(ancestors).view(np.uint8), axis=1).sum(axis=1, dtype=np.int64)
@@ -122,80 +156,88 @@ def plan(
     # a row that fills tiles by itself gains nothing from sharing
     usable = np.where(counts * shape.group * 2 <= shape.heights[-1], start // shape.size, 0)
     usable[counts == 0] = 0
-    rows, spans = _spans(page_table, usable, counts, length, shape, policy)
+    if policy.share_from >= NEVER or np.count_nonzero(usable) < 2:
+        rows, segments, own = np.arange(len(counts)), np.empty((0, 4), np.int64), np.zeros(len(counts), np.int64)
+    else:
+        rows, common = (kinship or Kinship()).sorted(range(len(counts)) if keys is None else keys, pages, usable)
+        segments, own = shared_segments(
+            rows, common, counts, shape.group, shape.heights[-1], policy.share_from, shape.size
+        )
+    spans, pieces = _spans(pages, rows, segments, own, counts, length, shape.size)
     order = _expand(cu_rows[rows].astype(np.int64), counts[rows])[1]
-    tiles = _tiles(spans, order, at, place, start, shape, ancestors is not None)
-    tiles, many = _chunks(tiles, order, shape, policy)
-    return _finished(tiles, many, order, at, shape)
+    common_arrays = (order.astype(np.int32), at.astype(np.int32), pieces)
+    made = []
+    for each in shapes:
+        tiles = _tiles(spans, order, at, place, start, each, ancestors is not None)
+        tiles, many = _chunks(tiles, order, each, policy)
+        made.append(_finished(tiles, many, order, each, *common_arrays))
+    return made
 
 
-def _check(page_table: Words, counts: Ints, length: Ints, shape: Shape) -> None:
+def fitted(made: Plan, shape: Shape, policy: Policy = Policy()) -> Plan | None:  # noqa: B008 (frozen)
+    """A plan of rows that decode, padded to what such a plan with its key and as many tokens may hold.
+
+    None where it holds more: rows that begin alike at very many depths, prompts. Tiles without tokens and tokens
+    without parts do nothing.
+    """
+    tokens = len(made.order)
+    for_idle = policy.per_unit * shape.units // shape.kv_heads + 1  # tiles cut so that every unit has some
+    parts = DEPTH * tokens + for_idle
+    launches = []
+    for i, (height, tiles) in enumerate(made.launches):
+        most = (tokens // 2 if i else 2 * tokens) + for_idle  # taller ones hold several tokens each
+        if len(tiles) > most:
+            return None
+        launches.append(Launch(height, np.concatenate((tiles, np.zeros((most - len(tiles), 8), np.int32)))))
+    if made.slots > parts:
+        return None
+    if not made.slots:
+        return replace(made, launches=tuple(launches))
+    idle = tokens - len(made.merged)
+    return replace(
+        made,
+        launches=tuple(launches),
+        slots=parts,
+        merged=np.concatenate((made.merged, np.zeros(idle, np.int32))),
+        cuts=np.concatenate((made.cuts, np.full(idle, made.cuts[-1], np.int32))),
+        parts=np.concatenate((made.parts, np.zeros(parts - len(made.parts), np.int32))),
+    )
+
+
+def _check(pages: Sequence[Words], counts: Ints, length: Ints, shape: Shape) -> None:
     if shape.group > shape.heights[-1]:
         raise ValueError(f"{shape.group} query heads share a key head; the tallest tile has {shape.heights[-1]} rows")
     if (counts < 0).any() or (counts > length).any():
         row = int(np.argmax((counts < 0) | (counts > length)))
         raise ValueError(f"row {row} has {counts[row]} tokens of this step but kv_len {length[row]}")
-    if len(length) and -(-int(length.max()) // shape.size) > page_table.shape[1]:
-        raise ValueError(
-            f"a row of {int(length.max())} positions needs more than {page_table.shape[1]} pages of {shape.size}"
-        )
+    held = np.fromiter(map(len, pages), np.int64, len(pages))
+    if (held * shape.size < length).any():
+        row = int(np.argmax(held * shape.size < length))
+        raise ValueError(f"a row of {int(length[row])} positions needs more than {held[row]} pages of {shape.size}")
 
 
 def _spans(
-    page_table: Words, usable: Ints, counts: Ints, length: Ints, shape: Shape, policy: Policy
-) -> tuple[Ints, _Spans]:
-    """Rows in an order where those with common pages stand side by side, and what they read: in common, then alone."""
-    if policy.share_from >= NEVER or np.count_nonzero(usable) < 2:
-        rows, segments, own = np.arange(len(counts)), np.empty((0, 4), np.int64), np.zeros(len(counts), np.int64)
-    else:
-        rows, segments, own = shared_segments(page_table, usable, counts, shape, policy.share_from)
+    pages: Sequence[Words], rows: Ints, segments: Ints, own: Ints, counts: Ints, length: Ints, size: int
+) -> tuple[_Spans, tuple[Words, ...]]:
+    """What the sorted rows read, in common, then alone; and the pages of that, each listed once."""
     begin = np.concatenate(([0], np.cumsum(counts[rows])))
     first, last, low, high = segments.T
     alone = np.flatnonzero(counts[rows])
-    return rows, _Spans(
-        np.concatenate((rows[first], rows[alone])),
+    mine = rows[alone]
+    end = -(-length // size)
+    shared = [pages[r][a:b] for r, a, b in zip(rows[first].tolist(), low.tolist(), high.tolist(), strict=True)]
+    single = [pages[r][a:b] for r, a, b in zip(mine.tolist(), own[mine].tolist(), end[mine].tolist(), strict=True)]
+    lengths = np.concatenate((high - low, end[mine] - own[mine]))
+    base = np.cumsum(lengths) - lengths - np.concatenate((low, own[mine]))
+    spans = _Spans(
+        np.concatenate((rows[first], mine)),
+        base,
         np.concatenate((begin[first], begin[alone])),
-        np.concatenate((begin[last] - begin[first], counts[rows[alone]])),
-        np.concatenate((low * shape.size, own[rows[alone]] * shape.size)),
-        np.concatenate((high * shape.size, length[rows[alone]])),
+        np.concatenate((begin[last] - begin[first], counts[mine])),
+        np.concatenate((low * size, own[mine] * size)),
+        np.concatenate((high * size, length[mine])),
     )
-
-
-def shared_segments(
-    page_table: Words, usable: Ints, counts: Ints, shape: Shape, share_from: int
-) -> tuple[Ints, Ints, Ints]:
-    """(rows sorted by their pages, segments [n, 4], own).
-
-    A segment (i, j, low, high) says that the sorted rows i .. j - 1 read pages low .. high - 1 together; own [R] is the
-    first page that a row reads alone. usable [R]: a row's whole pages before the step's tokens.
-
-    The segments are the inner nodes of the tree of common prefixes, where the positions not read again outweigh the
-    parts to merge; a node that does not pay leaves its pages to its children.
-    """
-    keys = [page_table[r, :n].tobytes() for r, n in enumerate(usable.tolist())]
-    rows = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
-    sorted_table, reach = page_table[rows], np.minimum(usable[rows][1:], usable[rows][:-1])
-    wide = int(reach.max(initial=0))
-    differ = np.ones((len(rows) - 1, wide + 1), bool)
-    np.not_equal(sorted_table[1:, :wide], sorted_table[:-1, :wide], out=differ[:, :wide])
-    common = np.minimum(differ.argmax(axis=1), reach)  # [R - 1] pages that neighbours have in common
-    begin = np.concatenate(([0], np.cumsum(counts[rows])))
-    own = np.zeros(len(rows), np.int64)
-    segments: list[tuple[int, int, int, int]] = []
-    nodes = [(0, len(rows), 0)]
-    while nodes:
-        i, j, low = nodes.pop()
-        if j - i == 1:
-            own[rows[i]] = low
-            continue
-        high = int(common[i : j - 1].min())
-        tiles = -(-int(begin[j] - begin[i]) * shape.group // shape.heights[-1])
-        if high > low and (j - i - tiles) * (high - low) * shape.size > (j - i) * share_from:
-            segments.append((i, j, low, high))
-            low = high
-        cuts = [i, *(i + 1 + np.flatnonzero(common[i : j - 1] == high)).tolist(), j]
-        nodes.extend((a, b, low) for a, b in pairwise(cuts))
-    return rows, np.array(segments, np.int64).reshape(-1, 4), own
+    return spans, (*shared, *single, np.empty(0, np.int32))
 
 
 def _tiles(spans: _Spans, order: Ints, at: Ints, place: Ints, start: Ints, shape: Shape, tree: bool) -> dict[str, Ints]:
@@ -204,15 +246,16 @@ def _tiles(spans: _Spans, order: Ints, at: Ints, place: Ints, start: Ints, shape
     which, begin = _expand(np.zeros(len(spans.row), np.int64), -(-spans.tokens // most))
     first = spans.first[which] + begin * most
     tokens = np.minimum(most, spans.tokens[which] - begin * most)
-    low, high, row = spans.low[which], spans.high[which], spans.row[which]
+    low, high = spans.low[which], spans.high[which]
     high = np.minimum(high, _over(np.maximum, place[order], first, tokens) + 1)
     earliest = _over(np.minimum, at[order], first, tokens)
-    mask_from = start[row] if tree else high
+    mask_from = start[spans.row[which]] if tree else high
     open_to = np.minimum(np.minimum(earliest + 1, mask_from), high)
     if shape.window > 0:
         low = np.maximum(low, earliest - shape.window + 1)
     tiles = {
-        "row": row, "first": first, "tokens": tokens, "low": low, "high": high, "open_to": open_to, "mask": mask_from
+        "base": spans.base[which], "first": first, "tokens": tokens,
+        "low": low, "high": high, "open_to": open_to, "mask": mask_from,
     }  # fmt: skip
     return {name: column[low < high] for name, column in tiles.items()}
 
@@ -234,26 +277,32 @@ def _chunks(tiles: dict[str, Ints], order: Ints, shape: Shape, policy: Policy) -
     return cut, many
 
 
-def _finished(tiles: dict[str, Ints], many: Ints, order: Ints, at: Ints, shape: Shape) -> Plan:
+def _finished(
+    tiles: dict[str, Ints], many: Ints, order: Ints, shape: Shape, words: Words, at: Words, pages: tuple[Words, ...]
+) -> Plan:
     """Slots given to parts, tiles dealt to the smallest height that holds them, longest first."""
     partial = _over(np.maximum, many, tiles["first"], tiles["tokens"]) > 1
     taken = np.where(partial, tiles["tokens"], 0)
     slot = np.where(partial, np.cumsum(taken) - taken, -1)
     places = _expand(tiles["first"], taken)[1]  # the entry of order behind each slot
-    by_token = np.lexsort((np.repeat(tiles["low"], taken), order[places]))
-    merged, parts = np.unique(order[places], return_counts=True)
-    columns = (*(tiles[name] for name in ("row", "first", "tokens", "low", "high", "open_to", "mask")), slot)
+    owners = order[places]
+    by_token = np.lexsort((np.repeat(tiles["low"], taken), owners))
+    parts = np.bincount(owners, minlength=len(order))
+    merged = np.flatnonzero(parts)
+    columns = (*(tiles[name] for name in ("base", "first", "tokens", "low", "high", "open_to", "mask")), slot)
     table = np.stack(columns, axis=1).astype(np.int32)
     table = table[np.argsort(tiles["low"] - tiles["high"], kind="stable")]
-    height = np.searchsorted(np.array(shape.heights), table[:, 2] * shape.group)
+    of_height = np.searchsorted(shape.heights, table[:, 2] * shape.group)
+    dealt = ((height, table[of_height == h]) for h, height in enumerate(shape.heights))
     return Plan(
-        tuple(Launch(shape.heights[h], np.ascontiguousarray(table[height == h])) for h in np.unique(height)),
-        order.astype(np.int32),
-        at.astype(np.int32),
+        tuple(Launch(height, some) for height, some in dealt if len(some)),
+        words,
+        at,
         int(taken.sum()),
         merged.astype(np.int32),
-        np.concatenate(([0], np.cumsum(parts))).astype(np.int32),
+        np.concatenate(([0], np.cumsum(parts[merged]))).astype(np.int32),
         by_token.astype(np.int32),
+        pages,
     )
 
 

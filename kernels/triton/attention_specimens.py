@@ -8,7 +8,7 @@ from __future__ import annotations
 from branchwork.kernels.triton.attention_kernels import FP8, INT8, PLAIN, attend, merge
 from branchwork.kernels.triton.tuning import Specimen
 
-_TALL_OF_BYTES: dict[int, tuple[str, ...]] = {PLAIN: (), INT8: ("sm_80",), FP8: ("gfx90a", "gfx942")}
+_TALL_OF_BYTES: dict[int, tuple[str, ...]] = {PLAIN: (), INT8: ("sm_80", "sm_90"), FP8: ("gfx90a", "gfx942")}
 _POOLS = {PLAIN: "", INT8: "*i8", FP8: "*u8"}
 
 
@@ -25,11 +25,10 @@ def _attend(
         "v_pool": held,
         "out_base": f"*{q}",
         **dict.fromkeys(("parts", "parts_top", "key_scales", "value_scales"), "*fp32"),
-        **dict.fromkeys(("page_table", "tiles", "order", "at_base", "words"), "*i32"),
+        **dict.fromkeys(("page_list", "tiles", "order", "at_base", "words"), "*i32"),
         "scale": "fp32",
         "cap": "fp32",
         "window": "i32",
-        "table_step": "i32",
         **dict.fromkeys(("q_token_step", "q_head_step", "out_token_step"), "i32:16"),
         **dict.fromkeys(("page_step", "head_step", "scale_page_step", "scale_head_step"), "i32:16"),
         "slot_step": slot,
@@ -48,7 +47,7 @@ def _attend(
     key = f"{height}x{max(128, padded)}{'f' if q == 'fp32' else ''}"
     # RDNA's matrix units want every operand in registers twice: only tiles of 16 rows of 256 bytes fit
     spills: tuple[str, ...] = ("gfx1100",) if height > 16 or padded > 128 or q == "fp32" else ()
-    if height == 128:  # decoding bytes costs the tallest tiles a few registers more than these chips have
+    if height == 128:  # decoding bytes costs the tallest tiles a few registers more than these have (sm_90: Triton 3.6)
         spills += _TALL_OF_BYTES[kind]
     return Specimen(f"{name} {height}x{dim} {q}", attend, signature, constexprs, ("attend", key), spills)
 

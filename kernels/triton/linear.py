@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from branchwork.kernels.reference import float8
 from branchwork.kernels.reference.float8 import Float8
 from branchwork.kernels.reference.quant import Quantized, check
 from branchwork.kernels.triton import quant
@@ -24,8 +25,10 @@ def linear(x: Tensor, weight: Tensor | Quantized | Float8, bias: Tensor | None) 
     return quant.linear(x, weight, bias)
 
 
-def pack_linear(weight: Tensor | Quantized, dtype: torch.dtype | None = None) -> Tensor | Quantized:
-    """The weight itself: our kernels read what files hold. Raises ValueError for a Quantized whose parts do not fit."""
+def pack_linear(weight: Tensor | Quantized | Float8, dtype: torch.dtype | None = None) -> Tensor | Quantized | Float8:
+    """The weight itself: our kernels read what files hold. Raises ValueError for one whose parts do not fit."""
     if isinstance(weight, Quantized):
         check(weight)
+    elif isinstance(weight, Float8):
+        float8.check(weight)
     return weight

@@ -1,19 +1,27 @@
 """Mixtures of experts on GPUs: routing, and products of tokens sorted by expert in tiles of one expert each.
 
-Knows: Triton. Must not know: models, which chip this is. Nothing here waits for the device.
+Knows: Triton, weights of floats, of integers and of e4m3. Must not know: models, which chip this is.
+Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from branchwork.kernels.reference import float8, quant
+from branchwork.kernels.reference.float8 import Float8
+from branchwork.kernels.reference.moe import Stored
+from branchwork.kernels.reference.quant import Quantized
 from branchwork.kernels.table import chip
 from branchwork.kernels.triton.activation import silu_mul
 from branchwork.kernels.triton.language import available, blocks, jit, power_of_2, tl, why
+from branchwork.kernels.triton.quant import group_product, step
 from branchwork.kernels.triton.tuning import Specimen, launch
 
-__all__ = ["SPECIMENS", "available", "expert_mlp", "route", "sorted_slots", "why"]
+__all__ = ["SPECIMENS", "available", "expert_mlp", "pack_experts", "route", "sorted_slots", "why"]
 
 FEW = 16  # slots an expert gets on average up to which narrow tiles are used
 
@@ -66,19 +74,30 @@ def experts_kernel(
     slots,
     expert_of,
     gains,
+    scales,
+    offsets,
     out,
     count,
     outputs,
     inputs,
     x_t,
     fan,
+    scales_e,
+    groups,
+    tall,
+    group,
+    KIND: tl.constexpr,
+    OFFSETS: tl.constexpr,
     GAINS: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One tile of one expert: slot s takes row s // fan of x and writes row s of out [count, outputs]."""
+    """One tile of one expert: slot s takes row s // fan of x and writes row s of out [count, outputs].
+
+    weight [E, outputs, inputs]; scales of an expert scales_e numbers behind the last one's, otherwise as in quant.py.
+    """
     block = tl.program_id(0)
     expert = tl.load(expert_of + block).to(tl.int64)
     if expert >= 0:
@@ -86,14 +105,25 @@ def experts_kernel(
         n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         in_m, in_n = slot < count, n < outputs
         row = (slot // fan).to(tl.int64)
-        lines = expert * outputs * inputs + n.to(tl.int64) * inputs
+        lines = n.to(tl.int64) * inputs
+        if KIND == "int4":
+            weight += expert * outputs * (inputs // 2)
+        else:
+            weight += expert * outputs * inputs
+        line = expert * scales_e + (n // tall) * groups
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, inputs, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             live = (k < inputs)[None, :] | WHOLE
             a = tl.load(x + row[:, None] * x_t + k[None, :], mask=in_m[:, None] & live, other=0.0)
-            b = tl.load(weight + lines[:, None] + k[None, :], mask=in_n[:, None] & live, other=0.0)
-            acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
+            if KIND == "float":
+                b = tl.load(weight + lines[:, None] + k[None, :], mask=in_n[:, None] & live, other=0.0)
+                acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
+            else:
+                acc += group_product(
+                    a, weight, scales, offsets, n, in_n, start, inputs, line, group,
+                    KIND=KIND, OFFSETS=OFFSETS, WHOLE=WHOLE, BLOCK_M=BLOCK_M, BLOCK_K=BLOCK_K,
+                )  # fmt: skip
         if GAINS:
             acc *= tl.load(gains + slot, mask=in_m, other=0.0)[:, None]
         at = out + slot[:, None].to(tl.int64) * outputs + n[None, :]
@@ -124,17 +154,72 @@ def route(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor
     return gains, experts
 
 
-def expert_mlp(x: Tensor, gate_up: Tensor, down: Tensor, gains: Tensor, experts: Tensor) -> Tensor:
-    """As `kernels.expert_mlp`; weights contiguous and of x's type. Raises ValueError where they are not."""
-    if not (gate_up.is_contiguous() and down.is_contiguous() and x.dtype == gate_up.dtype == down.dtype):
-        raise ValueError(f"contiguous expert weights of {x.dtype} are needed, got {gate_up.dtype} and {down.dtype}")
-    count, size = experts.numel(), gate_up.shape[0]
+def pack_experts(blocks: Iterable[tuple[Stored, Stored]], count: int, dtype: torch.dtype) -> tuple[Stored, Stored]:
+    """As `kernels.pack_experts`: weights behind each other, [E, 2F, C] and [E, C, F], of dtype where they are floats.
+
+    A Quantized or Float8 of them has parts with experts as their first dimension. Experts that are stored in different
+    ways become floats.
+    """
+    halves: tuple[list[Stored], list[Stored]] = ([], [])
+    for block in blocks:
+        for half, weight in zip(halves, block, strict=True):
+            half.append(weight)
+    return _stacked(halves[0], dtype), _stacked(halves[1], dtype)
+
+
+def _stacked(weights: list[Stored], dtype: torch.dtype) -> Stored:
+    whole = [weight for weight in weights if isinstance(weight, Quantized)]
+    if len(whole) == len(weights) and len({(part.bits, part.group, part.offsets is None) for part in whole}) == 1:
+        offsets = [part.offsets for part in whole if part.offsets is not None]
+        return Quantized(
+            torch.stack([part.values for part in whole]),
+            torch.stack([part.scales for part in whole]),
+            torch.stack(offsets) if offsets else None,
+            whole[0].bits,
+            whole[0].group,
+        )
+    eights = [weight for weight in weights if isinstance(weight, Float8)]
+    if len(eights) == len(weights) and len({part.block for part in eights}) == 1:
+        values = torch.stack([part.values.view(torch.uint8) for part in eights]).view(torch.float8_e4m3fn)
+        return Float8(values, torch.stack([part.scales for part in eights]), eights[0].block)
+    out: Tensor | None = None
+    for expert in range(len(weights)):
+        floats = _floats(weights[expert], dtype)
+        if out is None:
+            out = floats.new_empty((len(weights), *floats.shape))
+        out[expert] = floats
+        weights[expert] = floats[:0]  # at no time is all of it there twice
+    assert out is not None
+    return out
+
+
+def _floats(weight: Stored, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
+    return quant.dequantize(weight, dtype) if isinstance(weight, Quantized) else float8.dequantize(weight, dtype)
+
+
+def expert_mlp(x: Tensor, gate_up: Stored, down: Stored, gains: Tensor, experts: Tensor) -> Tensor:
+    """As `kernels.expert_mlp`; weights contiguous, floats of x's type. Raises ValueError where they are not."""
+    for weight in (gate_up, down):
+        values = weight if isinstance(weight, Tensor) else weight.values
+        if not values.is_contiguous() or (isinstance(weight, Tensor) and weight.dtype != x.dtype):
+            raise ValueError(f"contiguous expert weights of {x.dtype} or of bytes are needed, got {values.dtype}")
+    size = (gate_up if isinstance(gate_up, Tensor) else gate_up.values).shape[0]
+    count = experts.numel()
     if not count:
         return torch.zeros_like(x)
-    row = launch("experts", chip(x.device), "few" if count <= FEW * size else "many")
-    order = sorted_slots(experts, size, row["BLOCK_M"])
-    hidden = silu_mul(_product(x, gate_up, order, None, count, experts.shape[1], row))
-    parts = _product(hidden, down, order, gains, count, 1, row)
+    key = "few" if count <= FEW * size else "many"
+    order: dict[int, tuple[Tensor, Tensor]] = {}  # by the height of a tile
+
+    def product(x: Tensor, weight: Stored, gains: Tensor | None, fan: int) -> Tensor:
+        row = launch("experts", chip(x.device), key if isinstance(weight, Tensor) else f"bytes {key}")
+        tall = row["BLOCK_M"]
+        if tall not in order:
+            order[tall] = sorted_slots(experts, size, tall)
+        return _product(x, weight, order[tall], gains, count, fan, row)
+
+    parts = product(silu_mul(product(x, gate_up, None, experts.shape[1])), down, gains, 1)
     return parts.view(*experts.shape, -1).sum(1).to(x.dtype)
 
 
@@ -161,7 +246,7 @@ def sorted_slots(experts: Tensor, size: int, block: int) -> tuple[Tensor, Tensor
 
 def _product(
     x: Tensor,
-    weight: Tensor,
+    weight: Stored,
     order: tuple[Tensor, Tensor],
     gains: Tensor | None,
     count: int,
@@ -169,37 +254,64 @@ def _product(
     row: dict[str, int],
 ) -> Tensor:
     """Row s of the result [count, N]: row s // fan of x times its expert's weight; with gains float32 and scaled."""
-    outputs, inputs = weight.shape[1:]
-    kind = x.dtype if gains is None else torch.float32
-    out = torch.empty((count, outputs), dtype=kind, device=x.device)
+    inputs = x.shape[1]
+    values, scales, offsets, kind, (tall, group) = _parts(weight, inputs)
+    outputs = values.shape[1]
+    size = row["BLOCK_K"] if kind == "float" else step(row["BLOCK_K"], inputs, group)
+    out = torch.empty((count, outputs), dtype=x.dtype if gains is None else torch.float32, device=x.device)
     experts_kernel[(order[1].numel(), blocks(outputs, row["BLOCK_N"]))](
         x,
-        weight,
+        values,
         *order,
         x if gains is None else gains,
+        x if scales is None else scales,
+        x if offsets is None else offsets,
         out,
         count,
         outputs,
         inputs,
         x.stride(0),
         fan,
+        0 if scales is None else scales.stride(0),
+        0 if scales is None else scales.shape[2],
+        tall,
+        group,
+        KIND=kind,
+        OFFSETS=offsets is not None,
         GAINS=gains is not None,
-        WHOLE=inputs % row["BLOCK_K"] == 0,
-        **row,
+        WHOLE=inputs % size == 0,
+        **{**row, "BLOCK_K": size},
     )
     return out
 
 
-_SIGNATURE = {"x": "*bf16", "weight": "*bf16", "slots": "*i32", "expert_of": "*i32", "gains": "*fp32", "count": "i32"}
-_SIGNATURE |= {"outputs": "i32:16", "inputs": "i32:16", "x_t": "i32:16", "fan": "i32"}
+def _parts(weight: Stored, inputs: int) -> tuple[Tensor, Tensor | None, Tensor | None, str, tuple[int, int]]:
+    """What the kernel reads: values, scales, offsets, what the values are, outputs and inputs that share a scale."""
+    if isinstance(weight, Tensor):
+        return weight, None, None, "float", (1, inputs)
+    if isinstance(weight, Float8):
+        return weight.values.view(torch.uint8), weight.scales, None, "e4m3", weight.block
+    return weight.values, weight.scales, weight.offsets, f"int{weight.bits}", (1, weight.group)
+
+
+_SIGNATURE = {"x": "*bf16", "slots": "*i32", "expert_of": "*i32", "gains": "*fp32", "count": "i32"}
+_SIGNATURE |= dict.fromkeys(("outputs", "inputs", "x_t", "scales_e", "groups", "group"), "i32:16")
+_SIGNATURE |= {"fan": "i32", "tall": "i32"}
+_KINDS = (
+    ("float", "*bf16", "*bf16", False),
+    ("int8", "*i8", "*fp16", False),
+    ("int4", "*u8", "*fp16", True),
+    ("e4m3", "*u8", "*fp32", False),
+)
 SPECIMENS = [
     Specimen(
-        f"experts {key}{' with gains' if gains else ''}",
+        f"experts {'' if kind == 'float' else f'{kind} '}{key}{' with gains' if gains else ''}",
         experts_kernel,
-        _SIGNATURE | {"out": "*fp32" if gains else "*bf16"},
-        {"GAINS": gains, "WHOLE": True},
-        ("experts", key),
+        _SIGNATURE | {"weight": weight, "scales": scales, "offsets": scales} | {"out": "*fp32" if gains else "*bf16"},
+        {"KIND": kind, "OFFSETS": shifted, "GAINS": gains, "WHOLE": True},
+        ("experts", key if kind == "float" else f"bytes {key}"),
     )
+    for kind, weight, scales, shifted in _KINDS
     for key in ("few", "many")
     for gains in (False, True)
 ] + [
@@ -214,7 +326,7 @@ SPECIMENS = [
             "row_stride": "i32:16",
             "size": "i32:16",
         },
-        {"TOP_K": 8, "SCALED": True, "ROWS": 8, "SIZE": 128},
+        {"TOP_K": 8, "SCALED": True, "ROWS": lambda row: max(1, row["TILE"] // 128), "SIZE": 128},
         ("route", ""),
     )
 ]

@@ -83,7 +83,7 @@ def _launch(
     channels = x.shape[-1]
     count, cols = x.numel() // channels, power_of_2(channels)
     row = launch("norm", chip(x.device), "wide" if cols > 1024 else "narrow")
-    rows = max(1, row.pop("TILE") // cols)
+    rows = _rows(row.pop("TILE"), cols)
     norm_kernel[(blocks(count, rows),)](
         x,
         residual,
@@ -103,6 +103,11 @@ def _launch(
     )
 
 
+def _rows(tile: int, cols: int) -> int:
+    """Rows of one program."""
+    return max(1, tile // cols)
+
+
 _SIGNATURE = dict.fromkeys(("x", "residual", "weight", "out", "total"), "*bf16") | {
     "count": "i32",
     "heads": "i32",
@@ -114,8 +119,15 @@ _SIGNATURE = dict.fromkeys(("x", "residual", "weight", "out", "total"), "*bf16")
 }
 SPECIMENS = [
     Specimen(
-        "rms_norm heads of 128", norm_kernel, _SIGNATURE, {"ADD": False, "ROWS": 8, "COLS": 128}, ("norm", "narrow")
-    ),
-    Specimen("add_rms_norm 4096", norm_kernel, _SIGNATURE, {"ADD": True, "ROWS": 1, "COLS": 4096}, ("norm", "wide")),
-    Specimen("add_rms_norm 8192", norm_kernel, _SIGNATURE, {"ADD": True, "ROWS": 1, "COLS": 8192}, ("norm", "wide")),
+        name,
+        norm_kernel,
+        _SIGNATURE,
+        {"ADD": add, "COLS": cols, "ROWS": lambda row, cols=cols: _rows(row["TILE"], cols)},
+        ("norm", key),
+    )
+    for name, add, cols, key in (
+        ("rms_norm heads of 128", False, 128, "narrow"),
+        ("add_rms_norm 4096", True, 4096, "wide"),
+        ("add_rms_norm 8192", True, 8192, "wide"),
+    )
 ]

@@ -23,7 +23,7 @@ from branchwork.kernels.triton.float8 import decoded
 from branchwork.kernels.triton.language import available, blocks, jit, power_of_2, tl, why
 from branchwork.kernels.triton.tuning import Specimen, launch
 
-__all__ = ["SPECIMENS", "available", "linear", "why"]
+__all__ = ["SPECIMENS", "available", "group_product", "linear", "step", "why"]
 
 FEW = 32  # rows up to which a product is bound by reading the weights
 
@@ -35,6 +35,52 @@ def widened(values, n, k, live, inputs, type, KIND: tl.constexpr):
     if KIND == "e4m3":
         return decoded(raw).to(type)
     return raw.to(type)
+
+
+@jit
+def group_product(
+    row,
+    values,
+    scales,
+    offsets,
+    n,
+    in_n,
+    start,
+    inputs,
+    line,
+    group,
+    KIND: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """What the inputs from `start` on, all of one group, add to a tile: row [BLOCK_M, BLOCK_K] times weights n, scaled.
+
+    line: where each output's scales begin.
+    """
+    type = row.dtype
+    if KIND == "int4":
+        half = start // 2 + tl.arange(0, BLOCK_K // 2)
+        at = values + n[:, None].to(tl.int64) * (inputs // 2) + half[None, :]
+        byte = tl.load(at, mask=in_n[:, None] & (half >= 0)[None, :], other=0)
+        low, high = (byte & 15).to(tl.int8), (byte >> 4).to(tl.int8)
+        if not OFFSETS:
+            low, high = low - 8, high - 8
+        even, odd = tl.split(tl.reshape(row, [BLOCK_M, BLOCK_K // 2, 2]))
+        part = tl.dot(even, tl.trans(low.to(type)), input_precision="ieee")
+        part = tl.dot(odd, tl.trans(high.to(type)), part, input_precision="ieee")
+    else:
+        k = start + tl.arange(0, BLOCK_K)
+        live = in_n[:, None] & ((k < inputs)[None, :] | WHOLE)
+        weight = widened(values, n, k, live, inputs, type, KIND)
+        part = tl.dot(row, tl.trans(weight), input_precision="ieee")
+    scale = tl.load(scales + line + start // group, mask=in_n, other=0.0).to(tl.float32)
+    part *= scale[None, :]
+    if OFFSETS:
+        shift = tl.load(offsets + line + start // group, mask=in_n, other=0.0).to(tl.float32)
+        part += tl.sum(row.to(tl.float32), axis=1)[:, None] * shift[None, :]
+    return part
 
 
 @jit(do_not_specialize=["rows"])
@@ -69,7 +115,6 @@ def product_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(2)
     in_m, in_n = m < rows, n < outputs
-    type = x.dtype.element_ty
     steps = tl.cdiv(tl.cdiv(inputs, BLOCK_K), SPLITS)
     first = split * steps * BLOCK_K
     last = tl.minimum(first + steps * BLOCK_K, inputs)
@@ -79,25 +124,10 @@ def product_kernel(
         k = start + tl.arange(0, BLOCK_K)
         live_x = in_m[:, None] & ((k < inputs)[None, :] | WHOLE)
         row = tl.load(x + m[:, None].to(tl.int64) * x_t + k[None, :], mask=live_x, other=0.0)
-        if KIND == "int4":
-            half = start // 2 + tl.arange(0, BLOCK_K // 2)
-            at = values + n[:, None].to(tl.int64) * (inputs // 2) + half[None, :]
-            byte = tl.load(at, mask=in_n[:, None] & (half >= 0)[None, :], other=0)
-            low, high = (byte & 15).to(tl.int8), (byte >> 4).to(tl.int8)
-            if not OFFSETS:
-                low, high = low - 8, high - 8
-            even, odd = tl.split(tl.reshape(row, [BLOCK_M, BLOCK_K // 2, 2]))
-            part = tl.dot(even, tl.trans(low.to(type)), input_precision="ieee")
-            part = tl.dot(odd, tl.trans(high.to(type)), part, input_precision="ieee")
-        else:
-            live_w = in_n[:, None] & ((k < inputs)[None, :] | WHOLE)
-            weight = widened(values, n, k, live_w, inputs, type, KIND)
-            part = tl.dot(row, tl.trans(weight), input_precision="ieee")
-        scale = tl.load(scales + line + start // group, mask=in_n, other=0.0).to(tl.float32)
-        acc += part * scale[None, :]
-        if OFFSETS:
-            shift = tl.load(offsets + line + start // group, mask=in_n, other=0.0).to(tl.float32)
-            acc += tl.sum(row.to(tl.float32), axis=1)[:, None] * shift[None, :]
+        acc += group_product(
+            row, values, scales, offsets, n, in_n, start, inputs, line, group,
+            KIND=KIND, OFFSETS=OFFSETS, WHOLE=WHOLE, BLOCK_M=BLOCK_M, BLOCK_K=BLOCK_K,
+        )  # fmt: skip
     if BIAS:
         acc += tl.load(bias + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
     at = (split.to(tl.int64) * rows + m)[:, None] * outputs + n[None, :]
@@ -142,7 +172,7 @@ def linear(x: Tensor, weight: Quantized | Float8, bias: Tensor | None) -> Tensor
         tall, group = 1, weight.group
     name = chip(x.device)
     row = launch("int4" if kind == "int4" else "bytes", name, "few" if rows <= FEW else "many")
-    row["BLOCK_K"] = _step(row["BLOCK_K"], inputs, group)
+    row["BLOCK_K"] = step(row["BLOCK_K"], inputs, group)
     splits = row["SPLITS"] = min(row["SPLITS"], blocks(inputs, row["BLOCK_K"]))
     parts = out if splits == 1 else torch.empty((splits, rows, outputs), dtype=torch.float32, device=x.device)
     product_kernel[(blocks(rows, row["BLOCK_M"]), blocks(outputs, row["BLOCK_N"]), splits)](
@@ -173,7 +203,7 @@ def linear(x: Tensor, weight: Quantized | Float8, bias: Tensor | None) -> Tensor
     return out
 
 
-def _step(most: int, inputs: int, group: int) -> int:
+def step(most: int, inputs: int, group: int) -> int:
     """Inputs of one step: a power of two, at least 16, that no group's border cuts."""
     if group >= inputs:
         return max(16, min(most, power_of_2(inputs)))

@@ -25,7 +25,7 @@ from branchwork.kernels.triton.sample_kernels import (
 )
 from branchwork.kernels.triton.tuning import Specimen, launch
 
-__all__ = ["SPECIMENS", "available", "draw_tokens", "packed_draws", "penalise", "sample", "why"]
+__all__ = ["SPECIMENS", "available", "draw_tokens", "packed_draws", "penalise", "sample", "sent", "why"]
 
 
 def sample(
@@ -38,9 +38,15 @@ def sample(
     """As `kernels.sample`."""
     if masks is None or mask_of is None:
         masks, mask_of = None, np.full(len(rows), -1, dtype=np.int64)
-    packed = packed_draws(draws, rows, mask_of).to(logits.device, non_blocking=True)
-    on_device = None if masks is None else masks.to(logits.device, non_blocking=True)
-    return draw_tokens(logits, packed, on_device)
+    packed = sent(packed_draws(draws, rows, mask_of), logits.device)
+    return draw_tokens(logits, packed, None if masks is None else sent(masks, logits.device))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; one of the host's goes there through pinned memory, so that nobody waits for the copy."""
+    if tensor.device == device:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def packed_draws(draws: Draws, rows: npt.NDArray[np.int64], mask_of: npt.NDArray[np.int64]) -> Tensor:
@@ -92,7 +98,7 @@ def penalise(
     ids = np.concatenate((said, heard))
     known = np.concatenate((counts, np.zeros_like(heard)))
     inside = ids < logits.shape[0]
-    packed = torch.from_numpy(np.stack((ids[inside], known[inside])).astype(np.int32)).to(logits.device)
+    packed = sent(torch.from_numpy(np.stack((ids[inside], known[inside])).astype(np.int32)), logits.device)
     size = packed.shape[1]
     if size:
         row = launch("penalise", chip(logits.device))

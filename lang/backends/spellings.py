@@ -105,7 +105,7 @@ def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     if tokens is not None:
         if "pages" in ours:
             raise TypeError("max_total_tokens and pages say the same; give one of them")
-        ours["pages"] = max(1, int(tokens) // int(ours.get("page_size", 1)))
+        ours["pages"] = max(1, int(tokens) // int(ours.setdefault("page_size", 1)))
     return ours
 
 

@@ -18,6 +18,8 @@ class KVPool:
     """k[layer], v[layer]: [pages, kv_heads, page_size, row]. Slot s of page p holds one position's head vectors; a row
     is head_dim elements, of int8 8 more (see kernels.store_kv).
 
+    scratch: one page more, of this number, behind the others: nobody's, for rows that only fill up a batch; None where
+    there is none.
     Zeroed without being touched: the system gives memory to a page when it is first written.
     """
 
@@ -30,10 +32,12 @@ class KVPool:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        scratch: bool = False,
     ) -> None:
         self.pages = pages
         self.page_size = page_size
-        shape = (pages, kv_heads, page_size, kernels.kv_row(head_dim, dtype))
+        self.scratch = pages if scratch else None
+        shape = (pages + scratch, kv_heads, page_size, kernels.kv_row(head_dim, dtype))
         self.k: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layers)]
         self.v: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layers)]
 

@@ -32,7 +32,7 @@ class DraftModel:
     def __init__(self, model: Decoder, pages: int, page_size: int, vocab: int, kv: str = "auto") -> None:
         """kv: the pool's type, as Config.kv_dtype. Raises LoadError: memory, when the pages do not fit; kv_dtype."""
         self._model = model
-        dtype = kv_dtype(kv, model.dtype)
+        dtype = kv_dtype(kv, model.dtype, model.device)
         self._pool = allocate(model.spec, pages + scratch_pages(page_size), page_size, dtype, model.device)
         self._inputs = Inputs(page_size, model.device)
         self._sampler = Sampler(min(vocab, model.spec.vocab))

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from branchwork.kernels import AttentionPlanner, HostPlan, PagedRows
+from branchwork.runtime.execution.cuda import CudaDriver
+from branchwork.runtime.execution.feed import Feed, Local, Part, Sends
 from branchwork.runtime.models.step import Step
 from branchwork.runtime.plan import Plan, Row
 
 Ints = NDArray[np.int64]
 PageNumbers = NDArray[np.int32]
+_KEYS = count()
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,72 @@ class Wanted:
     known: tuple[Known, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A Step on the host, for R rows of T tokens.
+
+    table int32 [R, longest]: page numbers, zero past a row's own; None where attention is planned. places, draws: the
+    tokens whose ids are what the step before drew, and which of its draws.
+    """
+
+    ids: Ints
+    positions: Ints
+    slots: Ints
+    logits_index: Ints
+    cu_rows: PageNumbers
+    kv_len: PageNumbers
+    table: PageNumbers | None
+    planned: HostPlan | None
+    places: Ints
+    draws: Ints
+    wanted: Wanted
+
+    def parts(self) -> list[Part]:
+        """Its arrays, to be sent. Fitted plans of one key, of T tokens and as many draws, have all but the last five
+        alike in length."""
+        first: list[Part] = [self.ids, self.positions, self.slots, self.logits_index]
+        last = (self.cu_rows, self.kv_len, self.places, self.draws)
+        if self.planned is not None:
+            return [*first, *self.planned.arrays, *last]
+        assert self.table is not None
+        return [*first, self.table.ravel(), *last]
+
+    def step(self, sent: Sequence[Tensor]) -> Step:
+        """The Step, of its parts as they were sent."""
+        ids, positions, slots, logits_index = sent[:4]
+        cu_rows, kv_len = sent[-4:-2]
+        rows = len(self.kv_len)
+        if self.planned is not None:
+            table, plans = kv_len.new_empty((rows, 0)), self.planned.placed(sent[4:-4])
+        else:
+            table, plans = sent[4].view(rows, -1), {}
+        return Step(ids, positions, cu_rows, kv_len, table, slots, logits_index, plans)
+
+    def follow(self, sent: Sequence[Tensor], drawn: Tensor | None) -> None:
+        """Write what the step before drew into the ids that were sent. Raises ValueError where nothing was drawn."""
+        if not len(self.places):
+            return
+        if drawn is None:
+            raise ValueError("plan cannot be run: a row comes after a draw, but no step was before")
+        ids = drawn.index_select(0, sent[-1]).clamp_(min=0)  # below 0 is no token
+        sent[0].index_copy_(0, sent[-2], ids)
+
+
 class Inputs:
     """Builds Steps. Remembers the rows of the step before: a row's page list mostly grows by one entry at its end."""
 
-    def __init__(self, page_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        page_size: int,
+        device: torch.device,
+        planner: AttentionPlanner | None = None,
+        feed: Sends | None = None,
+    ) -> None:
+        """planner: of the model's attention, where that is planned. feed: how arrays come to the device."""
         self._page_size = page_size
         self._device = device
+        self._planner = planner
+        self._feed = feed or (Local() if device.type == "cpu" else Feed(CudaDriver(device), device))
         self._rows: dict[int, _Pages] = {}
 
     def build(self, plan: Plan, drawn: Tensor | None = None) -> tuple[Step, Wanted]:
@@ -58,68 +124,81 @@ class Inputs:
 
         Raises ValueError for a row without ids or with fewer pages than its positions need.
         """
-        rows = plan.rows
+        gathered = self.gather(plan)
+        return self.send(gathered, drawn), gathered.wanted
+
+    def send(self, gathered: Gathered, drawn: Tensor | None = None) -> Step:
+        """The Step on its device. Raises ValueError for rows that come after a draw when there was none."""
+        sent = self._feed.send(gathered.parts())
+        gathered.follow(sent, drawn)
+        return gathered.step(sent)
+
+    def gather(self, plan: Plan) -> Gathered:
+        """A plan's Step on the host. Raises ValueError as `build`."""
+        rows, size = plan.rows, self._page_size
         counts = np.fromiter((len(row.ids) for row in rows), np.int64, len(rows))
         starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
-        _check(rows, counts, starts, self._page_size)
+        _check(rows, counts, starts, size)
         cuts = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(counts, out=cuts[1:])
         tokens = int(cuts[-1])
-        table = self._table(rows)
+        keys, pages = self._pages(rows)
         if tokens == len(rows):  # every row has one token: plain decode
             ids = np.fromiter((row.ids[0] for row in rows), np.int64, tokens)
-            owner, positions = np.arange(tokens), starts
+            positions = starts
+            at = (starts // size).tolist()
+            mine = np.fromiter((numbers[i] for numbers, i in zip(pages, at)), np.int64, tokens)
         else:
             ids = np.fromiter((token for row in rows for token in row.ids), np.int64, tokens)
             owner = np.repeat(np.arange(len(rows)), counts)
             positions = np.arange(tokens) + (starts - cuts[:-1])[owner]
-        pages = table[owner, positions // self._page_size]
-        slots = pages.astype(np.int64) * self._page_size + positions % self._page_size
+            at = np.split(positions // size, cuts[1:-1])
+            mine = np.concatenate([numbers[i] for numbers, i in zip(pages, at)]).astype(np.int64)
         places, wanted = _wanted(rows, cuts)
-        step = Step(
-            ids=self._followed(self._tensor(ids), rows, cuts, drawn),
-            positions=self._tensor(positions),
-            cu_rows=self._tensor(cuts.astype(np.int32)),
-            kv_len=self._tensor((starts + counts).astype(np.int32)),
-            page_table=self._tensor(table),
-            slots=self._tensor(slots),
-            logits_index=self._tensor(places),
+        cu_rows, kv_len = cuts.astype(np.int32), (starts + counts).astype(np.int32)
+        after = [r for r, row in enumerate(rows) if row.after >= 0]
+        planned = None if self._planner is None else self._planner.plan(PagedRows(keys, pages, cu_rows, kv_len))
+        return Gathered(
+            ids=ids,
+            positions=positions,
+            slots=mine * size + positions % size,
+            logits_index=places,
+            cu_rows=cu_rows,
+            kv_len=kv_len,
+            table=_table(pages) if planned is None else None,
+            planned=planned,
+            places=cuts[after] if after else _NONE,
+            draws=np.array([rows[r].after for r in after], np.int64) if after else _NONE,
+            wanted=wanted,
         )
-        return step, wanted
 
-    def _table(self, rows: Sequence[Row]) -> PageNumbers:
-        """Page numbers [rows, longest], zero past a row's own."""
-        table = np.zeros((len(rows), max(len(row.pages) for row in rows)), np.int32)
+    def _pages(self, rows: Sequence[Row]) -> tuple[list[int], list[PageNumbers]]:
+        """Each row's key, see PagedRows, and page numbers."""
         fresh: dict[int, _Pages] = {}
-        for r, row in enumerate(rows):
-            if row.request in fresh:  # another row of the same request, which has its own pages
-                table[r, : len(row.pages)] = row.pages
-                continue
-            held = self._rows.get(row.request) or _Pages()
-            table[r, : len(row.pages)] = held.numbers(row.pages)
-            fresh[row.request] = held
+        keys, pages = [], []
+        for row in rows:
+            # another row of the same request has its own pages
+            held = _Pages() if row.request in fresh else self._rows.get(row.request) or _Pages()
+            pages.append(held.numbers(row.pages))
+            keys.append(held.key)
+            fresh.setdefault(row.request, held)
         self._rows = fresh
-        return table
+        return keys, pages
 
-    def _followed(self, ids: Tensor, rows: Sequence[Row], cuts: Ints, drawn: Tensor | None) -> Tensor:
-        """The ids, with what the step before drew where rows come after that."""
-        places = [r for r, row in enumerate(rows) if row.after >= 0]
-        if not places:
-            return ids
-        if drawn is None:
-            raise ValueError(f"request {rows[places[0]].request} comes after a draw, but no step was before")
-        draws = self._tensor(np.fromiter((rows[r].after for r in places), np.int64, len(places)))
-        return ids.index_copy(0, self._tensor(cuts[places]), drawn[draws].clamp(min=0))  # below 0 is no token
 
-    def _tensor(self, values: Ints | PageNumbers) -> Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
+def _table(pages: Sequence[PageNumbers]) -> PageNumbers:
+    """Page numbers [rows, longest], zero past a row's own."""
+    table = np.zeros((len(pages), max(map(len, pages))), np.int32)
+    for line, numbers in zip(table, pages):
+        line[: len(numbers)] = numbers
+    return table
 
 
 class _Pages:
     """One request's page list as int32, converted once: comparing a list with its copy is 20 times as fast."""
 
     def __init__(self) -> None:
+        self.key = next(_KEYS)  # another one whenever the list changes other than by growing
         self._seen: list[int] = []
         self._numbers = np.empty(64, np.int32)
 
@@ -127,6 +206,7 @@ class _Pages:
         had, have = len(self._seen), len(pages)
         if had > have or self._seen != (pages if had == have else pages[:had]):
             self._seen, had = [], 0
+            self.key = next(_KEYS)
         if have > len(self._numbers):
             grown = np.empty(max(have, 2 * len(self._numbers)), np.int32)
             grown[:had] = self._numbers[:had]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from branchwork.runtime.execution.forward import Computed, Forward
 from branchwork.runtime.execution.inputs import Known
-from branchwork.runtime.execution.memory import allocate, bytes_per_page, kv_dtype
+from branchwork.runtime.execution.memory import allocate_most, bytes_per_page, kv_dtype
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.plan import Drawn, Plan, Result, Row
@@ -98,17 +98,34 @@ class Pending:
 
 
 class Runner:
-    """The hands: one model's forward, one sampler."""
+    """The hands: one model's forward, one sampler. pool: of its KV. notes: what had to be decided on the way."""
 
-    def __init__(self, forward: Forward, sampler: Draws) -> None:
+    def __init__(self, forward: Forward, sampler: Draws, notes: Sequence[str] = ()) -> None:
+        self.pool = forward.pool
+        self.notes = list(notes)
         self._forward = forward
         self._sampler = sampler
 
     @classmethod
-    def build(cls, model: Decoder, *, pages: int, page_size: int, kv: str = "auto") -> Runner:
-        """kv: the pool's type, as Config.kv_dtype. Raises LoadError: memory, when the pages do not fit; kv_dtype."""
-        pool = allocate(model.spec, pages, page_size, kv_dtype(kv, model.dtype), model.device)
-        return cls(Forward(model, pool), Sampler(model.spec.vocab))
+    def build(
+        cls,
+        model: Decoder,
+        *,
+        pages: int,
+        page_size: int,
+        kv: str = "auto",
+        least: int = 0,
+        graphs: bool = False,
+        rows: int = 256,
+    ) -> Runner:
+        """kv: the pool's type, as Config.kv_dtype.
+
+        least: pages to be content with on a GPU, where others may have taken memory meanwhile; 0 for all of them.
+        graphs, rows: see Forward. Raises LoadError: memory, when the pages do not fit; kv_dtype.
+        """
+        spec, dtype, device = model.spec, kv_dtype(kv, model.dtype, model.device), model.device
+        pool, note = allocate_most(spec, pages, least or pages, page_size, dtype, device, device.type != "cpu")
+        return cls(Forward(model, pool, graphs=graphs, rows=rows), Sampler(spec.vocab), [note] if note else [])
 
     @torch.inference_mode()
     def launch(self, plan: Plan, before: Pending | None = None) -> Pending:

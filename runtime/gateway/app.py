@@ -18,12 +18,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from branchwork.runtime.config import ConfigError
-from branchwork.runtime.gateway import native, page
+from branchwork.runtime.gateway import anthropic, native, ollama, openai, page
 from branchwork.runtime.gateway.journal import Journalled
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import bearer
 
-DIALECTS = (native,)
+# the first one whose paths a request's begins with shapes its errors
+DIALECTS = (anthropic, ollama, openai, native)
 OPEN = ("/health", *[path for path, _ in page.files()])  # paths that need no key
 
 

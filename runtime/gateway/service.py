@@ -16,7 +16,7 @@ from branchwork.lang.constraint import Constraint, ConstraintError, check
 from branchwork.lang.params import SamplingParams
 from branchwork.runtime.gateway.journal import Journal
 from branchwork.runtime.gateway.local import CONNECTION, Ended, Piece, ProgramFailed
-from branchwork.runtime.gateway.models import Models, Unavailable, Unknown
+from branchwork.runtime.gateway.models import Models, Unavailable, Unknown, Wanted
 from branchwork.runtime.gateway.served import Prompt, Say, Served
 
 RETRY_AFTER = 1.0  # seconds, where nothing better is known
@@ -87,6 +87,15 @@ class Service:
         try:
             async with self.models.use(name, keep_alive, say) as served:
                 yield served
+        except Unknown as error:
+            raise Problem(404, "model_not_found", str(error), "model") from error
+        except Unavailable as error:
+            raise Problem(503, error.code, f"model {name!r} cannot be loaded: {error}", "model") from error
+
+    def wanted(self, name: str) -> Wanted:
+        """What a name stands for. Raises Problem 404 and 503."""
+        try:
+            return self.models.wanted(name)
         except Unknown as error:
             raise Problem(404, "model_not_found", str(error), "model") from error
         except Unavailable as error:

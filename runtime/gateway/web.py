@@ -6,6 +6,7 @@ Knows: Starlette, JSON, Service's admission. Must not know: any dialect's fields
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -177,10 +178,16 @@ def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        _, _, where = str(error).partition(" - at `$")
-        raise Problem(400, "invalid_request", str(error), where.strip("`").strip(".") or None) from error
+        raise Problem(400, "invalid_request", str(error), _place(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "invalid_json", f"the request's body is no JSON: {error}") from error
+
+
+def _place(complaint: str) -> str | None:
+    """The field that msgspec complains about: what is missing, within the place it names."""
+    _, _, where = complaint.partition(" - at `$")
+    missing = re.search("missing required field `(.*?)`", complaint)
+    return ".".join(part for part in (where.strip("`").strip("."), missing[1] if missing else "") if part) or None
 
 
 async def _unless_left(request: Request, work: Awaitable[Any]) -> Any:

@@ -24,6 +24,7 @@ from branchwork.lang.constraint import (
     JsonSchema,
     Literal,
     Maybe,
+    OneOf,
     Repeat,
     Sequence,
     Tagged,
@@ -126,6 +127,8 @@ def _plain(constraint: Constraint) -> Constraint:
             for part in map(_plain, parts):
                 flat += part.parts if isinstance(part, Sequence) else (part,)
             return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+        case OneOf(parts):
+            return OneOf(tuple(map(_plain, parts)))
         case Maybe(part=part):
             return Maybe(_plain(part))
         case Repeat(part=part):
@@ -178,6 +181,8 @@ class _Builder:
                 return f"@{name}"
             case Sequence(parts):
                 return self._sequence(parts)
+            case OneOf(parts):
+                return self.rule(" | ".join(self.expression(part) or _EMPTY for part in parts))
             case Maybe(part=part):
                 return f"({self.expression(part)})?"
             case Repeat():
@@ -263,7 +268,7 @@ class _Builder:
 
     def _repeat(self, repeat: Repeat) -> str:
         item = f"({self.expression(repeat.part)})"
-        if not repeat.separator:
+        if not repeat.separator or repeat.most == 1:
             return f"{item}{{{repeat.least},{repeat.most or ''}}}"
         more = f"({self.terminal(_quoted(repeat.separator))} {item})"
         least = max(repeat.least - 1, 0)

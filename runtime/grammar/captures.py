@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from branchwork.lang.constraint import Capture, Constraint, Free, Literal, Maybe, Repeat, Sequence, Tagged
+from branchwork.lang.constraint import Capture, Constraint, Free, Literal, Maybe, OneOf, Repeat, Sequence, Tagged
 from branchwork.runtime.grammar.leaves import Machine, Unstopped, Words
 from branchwork.runtime.grammar.matcher import Closed
 
@@ -119,6 +119,8 @@ class Program:
                 for part in reversed(parts):
                     after = self._lay(part, after)
                 return after
+            case OneOf(parts):
+                return self._add(Fork(tuple(self._lay(part, after) for part in parts)))
             case Capture(name, part):
                 return self._add(Open(name, self._lay(part, self._add(Close(after)))))
             case Maybe(part):

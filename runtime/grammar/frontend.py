@@ -20,6 +20,7 @@ from branchwork.lang.constraint import (
     Invalid,
     Literal,
     Maybe,
+    OneOf,
     Regex,
     Repeat,
     Sequence,
@@ -178,6 +179,10 @@ def tree_of(constraint: Constraint) -> Tree | None:
             trees = [tree_of(part) for part in parts]
             known = [tree for tree in trees if tree is not None]
             return concat(known) if len(known) == len(trees) else None
+        case OneOf(parts):
+            trees = [tree_of(part) for part in parts]
+            known = [tree for tree in trees if tree is not None]
+            return Either(tuple(known)) if known and len(known) == len(trees) else None
         case Capture(part=part):
             return tree_of(part)
         case Maybe(part):
@@ -278,6 +283,9 @@ def check_free(constraint: Constraint, after: tuple[Constraint, ...] = ()) -> No
                 check_free(part, (*parts[i + 1 :], *after))
         case Capture(part=part) | Maybe(part=part):
             check_free(part, after)
+        case OneOf(parts):
+            for part in parts:
+                check_free(part, after)
         case Repeat(part, most=most, separator=separator):
             again: tuple[Constraint, ...] = () if most == 1 else (Maybe(Sequence((Literal(separator), part))),)
             check_free(part, (*again, *after))

@@ -10,15 +10,18 @@ from pathlib import Path
 from branchwork.runtime.loading.checkpoint import Checkpoint
 from branchwork.runtime.loading.companions import companion
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.float8 import Float8Weights
 from branchwork.runtime.loading.gguf_file import is_gguf, open_gguf
 from branchwork.runtime.loading.gguf_weights import GgufWeights
 from branchwork.runtime.loading.packed import SCHEMES, PackedWeights
 from branchwork.runtime.loading.quantize import Quantizing
 from branchwork.runtime.loading.weights import Weights
 
+FLOAT8 = ("fp8", "compressed-tensors")  # quant_methods
+
 
 def open_checkpoint(model: Path, quantize: str = "") -> Checkpoint:
-    """The weights of a model directory or GGUF file. quantize: "" | int8 | int4, for its matrices while they are read.
+    """The weights of a model directory or GGUF file. quantize: "" | int8 | int4 | fp8, for matrices as they are read.
 
     Raises LoadError (not_found, unsupported, weights_missing, weights_damaged).
     """
@@ -33,10 +36,12 @@ def _open(model: Path) -> Checkpoint:
     if not said:
         return Weights(model)
     method = said.get("quant_method") if isinstance(said, dict) else said
+    if method in FLOAT8:
+        return Float8Weights(Weights(model), said, str(model / "config.json"))
     if method not in SCHEMES:
         raise LoadError(
             "unsupported",
             f"{model / 'config.json'}: quantization method {method!r} is not supported; supported: "
-            f"{', '.join(SCHEMES)}, GGUF files, and quantize=int8 or int4 for the unquantized checkpoint",
+            f"{', '.join((*SCHEMES, *FLOAT8))}, GGUF files, and quantize=int8 or int4 for the unquantized checkpoint",
         )
     return PackedWeights(Weights(model), SCHEMES[method](said, str(model / "config.json")))

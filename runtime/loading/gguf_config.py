@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.gguf_experts import CLASSES, expert_fields
 from branchwork.runtime.loading.gguf_file import GgufFile
 
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3: what each rotary frequency is divided by
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_CLASSES |= {kind: name for kind, name in CLASSES.items() if kind not in _CLASSES}
 LLAMA3 = ("llama-bpe", "llama3", "llama-v3")  # their prompts begin with bos unless the file says otherwise
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 _USUAL_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
@@ -77,8 +79,6 @@ def config_of(file: GgufFile) -> dict[str, Any]:
             raise LoadError(
                 "unsupported", f"{file.path}: {kind}.{key}={count(key)} differs from the head size {head_dim}"
             )
-    if f"{kind}.expert_count" in file.metadata and count("expert_count"):
-        raise LoadError("unsupported", f"{file.path}: mixtures of experts are not supported ({kind}.expert_count)")
     embedding = file.tensors.get("token_embd.weight")
     values: dict[str, Any] = {
         "architectures": [_CLASSES[kind]],
@@ -98,9 +98,12 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "rope_parameters": _rope(file, kind, head_dim),
         "eos_token_id": _ends(file),
     }
+    values |= expert_fields(file, kind)
     window = count("attention.sliding_window", 0)
     if window and kind == "llama":
-        values |= {"architectures": ["MistralForCausalLM"], "sliding_window": window}
+        values["sliding_window"] = window
+        if values["architectures"] == ["LlamaForCausalLM"]:
+            values["architectures"] = ["MistralForCausalLM"]
     elif window:
         values |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
     return values

@@ -17,6 +17,7 @@ from branchwork.kernels.reference.quant import BLOCK, dequantize
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.gguf_blocks import FORMS, exact, rounded
 from branchwork.runtime.loading.gguf_config import ROPE_FACTORS, config_of, our_name, their_name
+from branchwork.runtime.loading.gguf_experts import of_experts
 from branchwork.runtime.loading.gguf_file import GgufFile, GgufTensor
 from branchwork.runtime.loading.weights import check_names
 
@@ -30,7 +31,11 @@ class GgufWeights:
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        self._tensors = {our_name(name): tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
+        kind = file.text("general.architecture")
+        self._tensors: dict[str, GgufTensor] = {}
+        for name, tensor in file.tensors.items():
+            if name != ROPE_FACTORS:
+                self._tensors |= of_experts(tensor, kind) or {our_name(name): tensor}
         matrices = [tensor for tensor in self._tensors.values() if len(tensor.shape) == 2]
         kinds = Counter(tensor.kind for tensor in matrices)
         self.quantization = "+".join(kind for kind, _ in kinds.most_common() if kind not in _FLOATS)
@@ -42,7 +47,10 @@ class GgufWeights:
     def verify(self, expected: Mapping[str, tuple[int, ...]], ignorable: re.Pattern[str]) -> None:
         """As in `Checkpoint`; errors say the file's own names."""
         shapes = {tensor.name: tensor.shape for name, tensor in self._tensors.items() if not ignorable.search(name)}
-        wanted = {their_name(name): shape for name, shape in expected.items()}
+        wanted = {
+            self._tensors[name].name if name in self._tensors else their_name(name): shape
+            for name, shape in expected.items()
+        }
         check_names(f"the tensors of {self._file.path}", "metadata", shapes, wanted, ignorable)
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ _SHOWN = 8  # names listed in an error before "and N more"
 
 
 class Weights:
-    """An opened checkpoint of plain floats, as `Checkpoint`. `shapes`: every tensor's.
+    """An opened checkpoint of plain floats, as `Checkpoint`. `shapes`, `kinds` (safetensors' names): every tensor's.
 
     Raises LoadError (not_found, weights_missing, weights_damaged) naming the file.
     """
@@ -36,12 +36,14 @@ class Weights:
         self.directory = directory
         self.notes: list[str] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.kinds: dict[str, str] = {}
         self._files: dict[str, Any] = {}  # tensor name -> open safetensors handle
         self._paths: dict[str, Path] = {}
         for path in _files(directory):
             handle = _open(path)
             for name in handle.keys():  # noqa: SIM118 - a handle is no mapping
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                header = handle.get_slice(name)
+                self.shapes[name], self.kinds[name] = tuple(header.get_shape()), header.get_dtype()
                 self._files[name] = handle
                 self._paths[name] = path
 

@@ -44,7 +44,8 @@ class Attention:
         if self.norms is not None:
             q, k = kernels.rms_norm(q, self.norms[0], self.eps), kernels.rms_norm(k, self.norms[1], self.eps)
         q = kernels.rope_store_kv(q, k, v, *angles, k_pool, v_pool, step.slots)
+        plan = step.plans.get(self.window)
         mixed = kernels.paged_attention(
-            q, k_pool, v_pool, step.page_table, step.cu_rows, step.kv_len, self.scale, self.window
+            q, k_pool, v_pool, step.page_table, step.cu_rows, step.kv_len, self.scale, self.window, plan
         )
         return self.out(mixed.view(-1, heads * dim))

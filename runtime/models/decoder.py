@@ -1,29 +1,26 @@
-"""The dense decoder that Llama, Mistral and Qwen share: names of its tensors, loading, forward.
+"""The decoder that Llama, Mistral and Qwen share: names of its tensors, loading, forward.
 
-Knows: spec, layers, Hugging Face's tensor names. Must not know: config.json, requests, plans.
+Knows: spec, layers, mixtures of experts, Hugging Face's tensor names. Must not know: config.json, requests, plans.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from branchwork import kernels
-from branchwork.kernels.reference.quant import Quantized, cat, dequantize
 from branchwork.runtime.cache.kv_pool import KVPool
 from branchwork.runtime.loading.checkpoint import Checkpoint
 from branchwork.runtime.models.attention import Attention
-from branchwork.runtime.models.layers import Linear, Mlp, Rotary
+from branchwork.runtime.models.layers import Embedding, Linear, Mlp, Rotary
+from branchwork.runtime.models.moe import MixtureMlp, idle, is_expert, mixture_shapes, read_mixture
+from branchwork.runtime.models.reader import Progress, Reader
 from branchwork.runtime.models.spec import ModelSpec
 from branchwork.runtime.models.step import Step
 
-Progress = Callable[[float], None]
-Part = TypeVar("Part", bound=Tensor | Quantized)
 _EMBEDDING = "model.embed_tokens.weight"
 _IGNORABLE = r"rotary_emb\.inv_freq$|self_attn\.masked_bias$"
 _TIED = r"|^lm_head\.weight$"  # some checkpoints store the shared matrix twice
@@ -46,15 +43,17 @@ class Layer:
             window=parts.window,
         )
         self.post_norm = parts.post_norm
-        self.mlp = Mlp(Linear(*_joined(parts.gate, parts.up), dtype), Linear(*parts.down, dtype))
+        self.mlp: Mlp | MixtureMlp = (
+            Mlp(parts.mlp, dtype) if isinstance(parts.mlp, kernels.Gated) else MixtureMlp(parts.mlp, dtype)
+        )
 
 
 class Decoder:
     """A loaded model. `dtype` is that of activations and KV, and of weights that are not quantized.
 
-    weight_bytes: of all weights as they were handed over, a tensor that serves twice counted once; read_bytes: without
-    an embedding that is only looked up. quantization: what the matrices are stored as, "" for floats. notes: what was
-    converted while loading, a line each.
+    weight_bytes: of all weights as they were handed over, a tensor that serves twice counted once; read_bytes: of those
+    that a step of one token reads, so without an embedding that is only looked up and without idle experts.
+    quantization: what the matrices are stored as, "" for floats. notes: what was converted while loading, a line each.
     Its layers run in one call where the kernels offer that for it, or else op by op."""
 
     def __init__(self, spec: ModelSpec, parts: kernels.StackParts) -> None:
@@ -67,7 +66,7 @@ class Decoder:
         self._stack = kernels.stack(parts)
         if self._stack is None:
             self._rotary = parts.angles
-            self._embed = dequantize(parts.embed, self.dtype) if isinstance(parts.embed, Quantized) else parts.embed
+            self._embed = Embedding(parts.embed, self.dtype)
             self._layers = [Layer(spec, parts.layer(i)) for i in range(spec.layers)]
             self._norm = parts.norm
             self._head = Linear(parts.head, None, self.dtype)
@@ -84,7 +83,7 @@ class Decoder:
         """Raises LoadError before any data is read when names or shapes do not fit the spec."""
         expected = tensors(spec)
         checkpoint.verify(expected, ignorable(spec))
-        reader = _Reader(checkpoint, dtype, device, expected, progress)
+        reader = Reader(checkpoint, dtype, device, expected, progress)
         head = reader.matrix(_EMBEDDING if spec.tied else "lm_head.weight")
         a = spec.attention
         parts = kernels.StackParts(
@@ -100,12 +99,20 @@ class Decoder:
             ffn=spec.ffn,
             eps=spec.eps,
             bytes=sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize,
+            dense=spec.experts is None,
         )
         model = cls(spec, parts)
-        model.weight_bytes = reader.held
-        model.read_bytes = reader.held - (0 if spec.tied else parts.embed.nbytes)
-        model.quantization = checkpoint.quantization
-        model.notes = checkpoint.notes
+        held = reader.bytes
+        unread = 0.0 if spec.tied else float(parts.embed.nbytes)
+        if spec.experts is not None:
+            unread += idle(spec.experts) * sum(size for name, size in held.items() if is_expert(name))
+        model.weight_bytes = sum(held.values())
+        model.read_bytes = model.weight_bytes - round(unread)
+        model.quantization = "" if reader.widened else checkpoint.quantization
+        model.notes = list(checkpoint.notes)
+        if reader.widened:
+            kind = str(dtype).removeprefix("torch.")
+            model.notes.append(f"{checkpoint.quantization} becomes {kind} on a CPU, which has no products with e4m3")
         return model
 
     @torch.inference_mode()
@@ -116,7 +123,7 @@ class Decoder:
             return self._stack.hidden(step.ids, step.positions, *rows, kv.k, kv.v)
         eps = self.spec.eps
         angles = self._rotary(step.positions)
-        residual = kernels.embedding(step.ids, self._embed)  # [T, C]
+        residual = self._embed(step.ids)  # [T, C]
         normed = kernels.rms_norm(residual, self._layers[0].norm, eps)
         last = len(self._layers) - 1
         for i, layer in enumerate(self._layers):
@@ -129,9 +136,10 @@ class Decoder:
         return normed
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [L, C] to logits [L, V], float32."""
-        return self._head(hidden).float() if self._stack is None else self._stack.logits(hidden)
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden [L, C] to logits [L, V], float32, written into `out` where that is given."""
+        found = self._head(hidden) if self._stack is None else self._stack.logits(hidden)
+        return found.float() if out is None else out.copy_(found)
 
     def forward(self, step: Step, kv: KVPool) -> Tensor:
         """Logits at step.logits_index, float32 [L, V]."""
@@ -150,13 +158,18 @@ def tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         ("self_attn.k_proj", kv, c, a.qkv_bias),
         ("self_attn.v_proj", kv, c, a.qkv_bias),
         ("self_attn.o_proj", c, q, a.out_bias),
+    ]
+    block = [
         ("mlp.gate_proj", f, c, spec.mlp_bias),
         ("mlp.up_proj", f, c, spec.mlp_bias),
         ("mlp.down_proj", c, f, spec.mlp_bias),
     ]
     for i in range(spec.layers):
         at = f"model.layers.{i}."
-        for name, rows, columns, bias in linears:
+        sparse = spec.experts is not None and i in spec.experts.layers
+        if spec.experts is not None and sparse:
+            shapes |= mixture_shapes(spec, spec.experts, i)
+        for name, rows, columns, bias in linears if sparse else linears + block:
             shapes[f"{at}{name}.weight"] = (rows, columns)
             if bias:
                 shapes[f"{at}{name}.bias"] = (rows,)
@@ -173,84 +186,23 @@ def ignorable(spec: ModelSpec) -> re.Pattern[str]:
 
 def is_matrix(name: str, tied: bool) -> bool:
     """Whether a tensor is multiplied with, so that it may be quantized; of embeddings only one that is the head too."""
-    return "_proj.weight" in name or name == (_EMBEDDING if tied else "lm_head.weight")
+    return "_proj.weight" in name or is_expert(name) or name == (_EMBEDDING if tied else "lm_head.weight")
 
 
-class _Reader:
-    """Reads tensors by name onto one device: matrices as they are stored, everything else in one dtype.
-
-    held: bytes handed out so far, a name asked for twice counted once.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        device: torch.device,
-        expected: Mapping[str, tuple[int, ...]],
-        progress: Progress | None,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._dtype = dtype
-        self._device = device
-        self._expected = expected
-        self._total = sum(map(math.prod, expected.values()))
-        self._bytes: dict[str, int] = {}
-        self._progress = progress
-
-    @property
-    def held(self) -> int:
-        return sum(self._bytes.values())
-
-    def read(self, *names: str) -> Tensor:
-        """One tensor of floats, or several stacked along their first dimension."""
-        parts = [self._told(name, self._checkpoint.read(name, self._dtype, self._device)) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def matrix(self, *names: str) -> Tensor | Quantized:
-        """One matrix or several below each other; floats if any of them is, and on devices without integer kernels."""
-        parts = [self._told(name, self._checkpoint.matrix(name, self._dtype, self._device)) for name in names]
-        return _below(parts, self._dtype, self._device.type == "cpu")
-
-    def affine(self, at: str, bias: bool, *names: str) -> kernels.Affine:
-        weight = self.matrix(*(f"{at}{name}.weight" for name in names))
-        return kernels.Affine(weight, self.read(*(f"{at}{name}.bias" for name in names)) if bias else None)
-
-    def _told(self, name: str, part: Part) -> Part:
-        """Count what was read and report how much of all weights that makes."""
-        self._bytes[name] = part.nbytes
-        if self._progress is not None:
-            self._progress(sum(math.prod(self._expected[name]) for name in self._bytes) / self._total)
-        return part
-
-
-def _layer(spec: ModelSpec, reader: _Reader, i: int) -> kernels.LayerParts:
-    a = spec.attention
+def _layer(spec: ModelSpec, reader: Reader, i: int) -> kernels.LayerParts:
+    a, experts = spec.attention, spec.experts
     at, inner, mlp = f"model.layers.{i}.", f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+    if experts is not None and i in experts.layers:
+        block: kernels.Gated | kernels.Experts = read_mixture(experts, reader, i)
+    else:
+        names = ("gate_proj", "up_proj", "down_proj")
+        block = kernels.Gated(*(reader.affine(mlp, spec.mlp_bias, name) for name in names))
     return kernels.LayerParts(
         norm=reader.read(f"{at}input_layernorm.weight"),
         qkv=reader.affine(inner, a.qkv_bias, "q_proj", "k_proj", "v_proj"),
         qk_norm=(reader.read(f"{inner}q_norm.weight"), reader.read(f"{inner}k_norm.weight")) if a.qk_norm else None,
         out=reader.affine(inner, a.out_bias, "o_proj"),
         post_norm=reader.read(f"{at}post_attention_layernorm.weight"),
-        gate=reader.affine(mlp, spec.mlp_bias, "gate_proj"),
-        up=reader.affine(mlp, spec.mlp_bias, "up_proj"),
-        down=reader.affine(mlp, spec.mlp_bias, "down_proj"),
+        mlp=block,
         window=a.windows[i],
     )
-
-
-def _below(parts: Sequence[Tensor | Quantized], dtype: torch.dtype, integers: bool) -> Tensor | Quantized:
-    """Matrices below each other; floats of this dtype if any of them is, or without `integers`."""
-    kept = [part for part in parts if isinstance(part, Quantized)]
-    if kept and len(kept) == len(parts) and integers:
-        return kept[0] if len(kept) == 1 else cat(kept)
-    floats = [part if isinstance(part, Tensor) else dequantize(part, dtype) for part in parts]
-    return floats[0] if len(floats) == 1 else torch.cat(floats)
-
-
-def _joined(one: kernels.Affine, other: kernels.Affine) -> kernels.Affine:
-    """Two products of the same inputs as one."""
-    dtype = next((part.dtype for part in (one.weight, other.weight) if isinstance(part, Tensor)), torch.float32)
-    weight = _below((one.weight, other.weight), dtype, True)
-    return kernels.Affine(weight, None if one.bias is None or other.bias is None else torch.cat((one.bias, other.bias)))

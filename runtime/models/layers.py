@@ -1,6 +1,6 @@
-"""The parts that every family is made of: linear, gated feed-forward, rotary angles.
+"""The parts that every family is made of: embedding, linear, gated feed-forward, rotary angles.
 
-Knows: kernels. Must not know: families, weight names, files.
+Knows: kernels, how matrices may be stored. Must not know: families, weight names, files.
 """
 
 from __future__ import annotations
@@ -9,9 +9,25 @@ import torch
 from torch import Tensor
 
 from branchwork import kernels
-from branchwork.kernels.reference.quant import Quantized
+from branchwork.kernels.reference.quant import Quantized, dequantize, rows
 from branchwork.runtime.models.rope import frequencies
 from branchwork.runtime.models.spec import RopeSpec
+from branchwork.runtime.models.stored import beside, floats
+
+
+class Embedding:
+    """ids int64 [T] to [T, C] of `dtype`. Of a quantized table only the rows that are asked for become floats."""
+
+    __slots__ = ("dtype", "table")
+
+    def __init__(self, table: kernels.Stored, dtype: torch.dtype) -> None:
+        self.table = table if isinstance(table, Quantized) else floats(table, dtype)
+        self.dtype = dtype
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        if isinstance(self.table, Quantized):
+            return dequantize(rows(self.table, ids), self.dtype)
+        return kernels.embedding(ids, self.table)
 
 
 class Linear:
@@ -19,7 +35,7 @@ class Linear:
 
     __slots__ = ("bias", "weight")
 
-    def __init__(self, weight: Tensor | Quantized, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, weight: kernels.Stored, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = kernels.pack_linear(weight, dtype)
         self.bias = bias  # [N]
 
@@ -32,9 +48,9 @@ class Mlp:
 
     __slots__ = ("down", "gate_up")
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
-        self.gate_up = gate_up
-        self.down = down
+    def __init__(self, parts: kernels.Gated, dtype: torch.dtype) -> None:
+        self.gate_up = Linear(*beside(parts.gate, parts.up, dtype), dtype)
+        self.down = Linear(*parts.down, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(kernels.silu_mul(self.gate_up(x)))

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
+from branchwork import kernels
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.formats import open_checkpoint
+from branchwork.runtime.loading.quantize import FP8
 from branchwork.runtime.loading.weights import choose_dtype
-from branchwork.runtime.models import llama, mistral, qwen2, qwen3
-from branchwork.runtime.models.decoder import Decoder, Progress
+from branchwork.runtime.models import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
+from branchwork.runtime.models.decoder import Decoder
+from branchwork.runtime.models.reader import Progress
 from branchwork.runtime.models.spec import Fields, ModelSpec
 
 FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
@@ -22,6 +25,9 @@ FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
     "MistralForCausalLM": mistral.spec,
     "Qwen2ForCausalLM": qwen2.spec,
     "Qwen3ForCausalLM": qwen3.spec,
+    "MixtralForCausalLM": mixtral.spec,
+    "Qwen2MoeForCausalLM": qwen2_moe.spec,
+    "Qwen3MoeForCausalLM": qwen3_moe.spec,
 }
 
 
@@ -45,13 +51,18 @@ def load_model(
 ) -> Decoder:
     """A model ready to run, from a directory or GGUF file. dtype: auto | float32 | bfloat16.
 
-    quantize: "" | int8 | int4. progress hears the loaded fraction of all weights.
+    quantize: "" | int8 | int4 | fp8 (on GPUs). progress hears the loaded fraction of all weights.
 
     Raises LoadError; everything that can be known from headers is checked before data is read.
     """
     spec = load_spec(model)
     where = torch.device(device)
     chosen = choose_dtype(dtype, spec.stored, where)
+    if quantize == FP8 and not kernels.serves_float8(where.type):
+        raise LoadError(
+            "unsupported",
+            "quantize=fp8 is for GPUs, CPUs have no products with e4m3; use quantize=int8, of the same size",
+        )
     checkpoint = open_checkpoint(model, quantize)
     if spec.stored == "float16":
         checkpoint.notes.append(f"weights stored in float16 compute in {str(chosen).removeprefix('torch.')}")

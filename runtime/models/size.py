@@ -1,6 +1,6 @@
 """How large a model is, from its spec alone: parameters, and what a token of context takes.
 
-Knows: the names and shapes of a dense decoder's tensors. Must not know: weights, files, devices.
+Knows: the names and shapes of a decoder's tensors. Must not know: weights, files, devices.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from branchwork.runtime.models.decoder import tensors
+from branchwork.runtime.models.moe import idle, is_expert
 from branchwork.runtime.models.spec import ModelSpec
 
 
@@ -22,10 +23,18 @@ def looked_up(spec: ModelSpec) -> int:
 
 
 def in_layers(spec: ModelSpec) -> int:
-    """Those that every token of a prompt is multiplied with: without embedding and head."""
-    return parameters(spec) - looked_up(spec) - spec.vocab * spec.hidden
+    """Those that a token of a prompt is multiplied with: without embedding, head and the experts it does not take."""
+    return parameters(spec) - looked_up(spec) - spec.vocab * spec.hidden - _idle(spec)
 
 
 def kv_numbers(spec: ModelSpec) -> int:
     """Numbers that one token of context leaves in the KV cache, keys and values of all layers."""
     return 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_dim
+
+
+def _idle(spec: ModelSpec) -> int:
+    """Those of experts that one token does not take."""
+    if spec.experts is None:
+        return 0
+    held = sum(math.prod(shape) for name, shape in tensors(spec).items() if is_expert(name))
+    return round(held * idle(spec.experts))

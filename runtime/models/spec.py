@@ -42,8 +42,25 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True)
+class ExpertSpec:
+    """Mixtures of `count` experts, of width `ffn` each, of which a token takes top_k; gains sum to 1 if renormalized.
+
+    layers: which have experts. shared: the width of a block that every token takes as well, 0 for none. naming: a row
+    of models.moe.NAMES.
+    """
+
+    count: int
+    top_k: int
+    ffn: int
+    renormalize: bool
+    layers: frozenset[int]
+    naming: str
+    shared: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """A dense decoder. family names its file; context in tokens; stored: dtype of the checkpoint."""
+    """A decoder. family names its file; context in tokens; stored: dtype of the checkpoint; ffn: of dense layers."""
 
     family: str
     vocab: int
@@ -57,6 +74,7 @@ class ModelSpec:
     attention: AttentionSpec
     rope: RopeSpec
     stored: str
+    experts: ExpertSpec | None = None
 
 
 class Fields:
@@ -123,8 +141,9 @@ def dense(
     qk_norm: bool = False,
     windows: tuple[int, ...] = (),
     context: int | None = None,
+    experts: ExpertSpec | None = None,
 ) -> ModelSpec:
-    """The spec of a dense decoder: common fields from config.json, what differs by family from the arguments.
+    """The spec of a decoder: common fields from config.json, what differs by family from the arguments.
 
     head_dim and context: the family's defaults. windows: empty for full attention everywhere.
     Raises LoadError for missing, wrong and unsupported fields.
@@ -155,6 +174,7 @@ def dense(
         attention=AttentionSpec(heads, kv_heads, dim, qkv_bias, out_bias, qk_norm, windows or (0,) * layers),
         rope=_rope(fields, longest),
         stored=str(stored).removeprefix("torch."),
+        experts=experts,
     )
 
 
@@ -171,6 +191,24 @@ def layer_windows(fields: Fields) -> tuple[int, ...]:
     if len(types) != layers or not set(types) <= {"full_attention", "sliding_attention"}:
         raise LoadError("unsupported", f"{fields.where}: layer_types={_short(types)} is not supported")
     return tuple(window if item == "sliding_attention" else 0 for item in types)
+
+
+def chosen(fields: Fields, name: str, default: int | None = None) -> tuple[int, int]:
+    """(experts of a layer, how many of them a token takes). name: the field of the first. Raises LoadError."""
+    count, top_k = fields.count(name, default), fields.count("num_experts_per_tok", 2)
+    if top_k > count:
+        raise LoadError("config", f"{fields.where}: num_experts_per_tok={top_k} is more than the {count} of {name}")
+    return count, top_k
+
+
+def sparse(fields: Fields, shared: int = 0) -> ExpertSpec | None:
+    """The experts of Qwen's mixtures, None where no layer has any; shared: as in ExpertSpec. Raises LoadError."""
+    count, top_k = chosen(fields, "num_local_experts" if "num_local_experts" in fields.values else "num_experts")
+    every, dense_ones = fields.count("decoder_sparse_step", 1), fields.values.get("mlp_only_layers") or []
+    layers = range(fields.count("num_hidden_layers"))
+    held = frozenset(i for i in layers if i not in dense_ones and (i + 1) % every == 0)
+    width = fields.count("moe_intermediate_size")
+    return ExpertSpec(count, top_k, width, fields.flag("norm_topk_prob"), held, "qwen", shared) if held else None
 
 
 _ROPE_NUMBERS = {

@@ -5,7 +5,9 @@ Knows: tensors. Must not know: requests, plans, who made it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +21,7 @@ class Step:
     page_table int32 [R, maxpages]: page of positions p // page size; not read past a row's own pages.
     slots int64 [T]: where each token's KV goes, page * page size + offset.
     logits_index int64 [L]: tokens whose logits are wanted, in any order, repeats allowed.
+    plans: window -> what attention of these rows was planned to be, where it is planned; page_table is [R, 0] then.
     """
 
     ids: Tensor
@@ -28,3 +31,4 @@ class Step:
     page_table: Tensor
     slots: Tensor
     logits_index: Tensor
+    plans: Mapping[int, Any] = field(default_factory=dict)

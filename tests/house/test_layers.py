@@ -45,6 +45,7 @@ TORCH_ROOMS = (
     "sampling",
     "kernels",
     "loading.checkpoint",
+    "loading.float8",
     "loading.formats",
     "loading.gguf_blocks",
     "loading.gguf_weights",

@@ -102,7 +102,7 @@ def test_products_name_the_instructions_in_use() -> None:
     assert all("floats" in row[2] for row in doctor._products("onednn") if row[0] == "int8, int4")
 
 
-@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("qwen2-tied", True)])
+@pytest.mark.parametrize(("name", "tied"), [("llama", False), ("qwen2-tied", True), ("mixtral", False)])
 def test_a_models_size_is_known_from_its_headers(name: str, tied: bool) -> None:
     path = checkpoint(name)
     spec = load_spec(path)

@@ -15,8 +15,8 @@ from branchwork.kernels import table
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # draws are not tensors that are close: test_sample.py compares their law and their tokens; test_stack.py: a stack's
-# definition is the model that runs op by op
-ELSEWHERE = {"quantize", "sample", "stack"}
+# definition is the model that runs op by op; test_experts.py: experts are packed for their products
+ELSEWHERE = {"attention_planner", "pack_experts", "quantize", "sample", "stack"}
 GRID = [
     pytest.param(op, device, entry, dtype, id=f"{op}-{device}-{entry.name}-{str(dtype)[6:]}")
     for op, kinds in table.TABLE.items()

@@ -186,9 +186,11 @@ def mixed(spec: ModelSpec, plain: bool = False) -> kernels.StackParts:
             qk_norm=None,
             out=kernels.Affine(dequantize(integers(c, a.heads * a.head_dim, 8, 32, False, at + 1))),
             post_norm=norm,
-            gate=weight(f, c, 4, c, True, at + 2),
-            up=weight(f, c, 4, c, True, at + 4),
-            down=weight(c, f, 4, 32, False, at + 3),
+            mlp=kernels.Gated(
+                gate=weight(f, c, 4, c, True, at + 2),
+                up=weight(f, c, 4, c, True, at + 4),
+                down=weight(c, f, 4, 32, False, at + 3),
+            ),
             window=0,
         )
 

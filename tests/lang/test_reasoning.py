@@ -28,6 +28,7 @@ WRITTEN = {
     "nemotron_3": "<think>hm</think>42",
     "qwen3": "<think>\nhm\n</think>\n\n42",
     "qwen3-thinking": "hm\n</think>\n\n42",
+    "seed_oss": "<seed:think>hm</seed:think>42",
     "step3": "hm</think>42",
     "step3p5": "hm</think>42",
 }

@@ -25,6 +25,8 @@ NAMES = (
     "qwen2",
     "qwen2-window",
     "qwen3",
+    "mixtral",
+    "qwen3-moe",
 )
 NEW = 10
 SETTINGS = {

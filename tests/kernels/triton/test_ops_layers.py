@@ -171,6 +171,9 @@ def test_e4m3_pools_round_to_even_and_saturate() -> None:
     kv.store_kv(k, k, *made, torch.arange(len(k)))
     expected = k.clamp(-448, 448).to(torch.float8_e4m3fn)
     assert torch.equal(made[0][:, :, 0].view(torch.uint8), expected.view(torch.uint8))
+    plain = [torch.zeros_like(pool) for pool in made]
+    plain_kv.store_kv(k, k, *plain, torch.arange(len(k)))
+    assert torch.equal(made[1].view(torch.uint8), plain[1].view(torch.uint8))
     k[0, 0, 0] = torch.nan
     kv.store_kv(k, k, *made, torch.arange(len(k)))
     assert made[1][0, 0, 0, 0].isnan()

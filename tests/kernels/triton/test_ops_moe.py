@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
+from branchwork.kernels.reference import float8, quant
 from branchwork.kernels.reference import moe as plain
+from branchwork.kernels.reference.float8 import Float8
+from branchwork.kernels.reference.quant import Quantized
 from branchwork.kernels.triton import moe
 
 pytestmark = pytest.mark.interpreted
@@ -56,6 +62,51 @@ def test_expert_blocks_are_weighed_and_added(
     exact = plain.expert_mlp(x.double(), gate_up.double(), down.double(), gains.double(), experts)
     assert found.dtype == dtype
     assert ((found - exact).abs().max() / exact.abs().max()) < CLOSE[dtype]
+
+
+KINDS: dict[str, Callable[[Tensor], Quantized | Float8]] = {
+    "int8": lambda weight: quant.quantize(weight, 8),
+    "int8 with offsets": lambda weight: quant.quantize(weight, 8, offsets=True),
+    "int4": lambda weight: quant.quantize(weight, 4, offsets=False),
+    "int4 with offsets": lambda weight: quant.quantize(weight, 4),
+    "e4m3": float8.quantize,
+    "e4m3 rows": lambda weight: float8.quantize(weight, (1, weight.shape[1])),
+    "e4m3 blocks": lambda weight: float8.quantize(weight, (16, 32)),
+}
+
+
+@pytest.mark.parametrize("tokens", [5, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_expert_weights_of_bytes_are_never_rounded(kind: str, tokens: int) -> None:
+    size, channels, ffn = 3, 64, 96
+    blocks = [
+        (KINDS[kind](torch.randn(2 * ffn, channels) / 8), KINDS[kind](torch.randn(channels, ffn) / 8))
+        for _ in range(size)
+    ]
+    gate_up, down = moe.pack_experts(blocks, size, torch.float32)
+    assert sum(part.nbytes for part in (gate_up, down)) == sum(part.nbytes for block in blocks for part in block)
+    wide = [torch.stack([floats(weight) for weight in half]) for half in zip(*blocks, strict=True)]
+    gains, experts = plain.route(torch.randn(tokens, size), 2, True)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(tokens, channels).to(dtype)
+        found = moe.expert_mlp(x, gate_up, down, gains, experts)
+        exact = plain.expert_mlp(x.double(), *wide, gains.double(), experts)
+        assert found.dtype == dtype
+        assert ((found - exact).abs().max() / exact.abs().max()) < CLOSE[dtype]
+
+
+def test_experts_that_are_stored_in_different_ways_become_floats() -> None:
+    weights = [torch.randn(64, 32), quant.quantize(torch.randn(64, 32), 8), float8.quantize(torch.randn(64, 32))]
+    same, mixed = moe.pack_experts([(weights[0], weight) for weight in weights], 3, torch.bfloat16)
+    assert isinstance(same, Tensor) and isinstance(mixed, Tensor)
+    assert same.dtype == mixed.dtype == torch.bfloat16
+    assert torch.equal(mixed, torch.stack([floats(weight).bfloat16() for weight in weights]))
+
+
+def floats(weight: Tensor | Quantized | Float8) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight
+    return (quant.dequantize(weight) if isinstance(weight, Quantized) else float8.dequantize(weight)).double()
 
 
 def test_no_tokens_go_nowhere() -> None:

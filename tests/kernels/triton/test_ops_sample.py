@@ -25,11 +25,11 @@ def draws(temperature: object, top_k: object, top_p: object, min_p: object, unif
 def assert_drawn(logits: torch.Tensor, given: Draws, masks: torch.Tensor | None = None, which: object = None) -> None:
     """The definition's token, or one that it draws with a uniform 3e-6 away."""
     rows = np.arange(logits.shape[0])
-    found = sample.sample(logits, given, rows, masks, which)
-    ways = [plain.sample(logits, given, rows, masks, which)]
+    found = sample.sample(logits, given, rows, masks, which).numpy()
+    ways = [plain.sample(logits, given, rows, masks, which).numpy()]
     for step in (-3e-6, 3e-6):
         near = given._replace(uniform=np.clip(given.uniform + step, 0, 1 - 2**-53))
-        ways.append(plain.sample(logits, near, rows, masks, which))
+        ways.append(plain.sample(logits, near, rows, masks, which).numpy())
     assert all(token in column for token, column in zip(found, np.stack(ways).T, strict=True)), (found, ways[0])
     assert (found == ways[0]).mean() >= 0.6
 

@@ -62,7 +62,43 @@ def test_limits_of_the_first_version_of_control_groups_count(tmp_path: Path, mon
 
 
 def test_a_kv_type_that_attention_cannot_read_is_refused() -> None:
-    assert memory.kv_dtype("auto", torch.bfloat16) == torch.bfloat16
-    assert memory.kv_dtype("int8", torch.float32) == torch.int8
+    assert memory.kv_dtype("auto", torch.bfloat16, CPU) == torch.bfloat16
+    assert memory.kv_dtype("int8", torch.float32, CPU) == torch.int8
     with pytest.raises(LoadError, match="kv_dtype=float32 does not go with a model that computes in bfloat16"):
-        memory.kv_dtype("float32", torch.bfloat16)
+        memory.kv_dtype("float32", torch.bfloat16, CPU)
+
+
+def test_a_pool_that_cannot_be_had_is_made_smaller_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = load_spec(checkpoint("qwen3"))
+    free = 101 * memory.bytes_per_page(spec, 4, torch.float32)
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    pool, note = memory.allocate_most(spec, 150, 10, 4, torch.float32, CPU)
+    assert 90 <= pool.pages <= 101 and note.startswith(f"KV cache: {pool.pages} pages of 4 tokens instead of 150")
+    pool, note = memory.allocate_most(spec, 101, 10, 4, torch.float32, CPU)
+    assert (pool.pages, note) == (101, "")
+    with pytest.raises(LoadError, match="102 KV pages"):
+        memory.allocate_most(spec, 150, 102, 4, torch.float32, CPU)
+
+
+def test_a_scratch_page_is_one_more_behind_the_others() -> None:
+    spec = load_spec(checkpoint("qwen3"))
+    pool = memory.allocate(spec, 10, 4, torch.float32, CPU, scratch=True)
+    assert pool.pages == pool.scratch == 10 and len(pool.k[0]) == 11
+    assert memory.allocate(spec, 10, 4, torch.float32, CPU).scratch is None
+
+
+def test_working_memory_holds_what_a_step_allocates() -> None:
+    spec = load_spec(checkpoint("llama"))
+    small, large = (memory.working_memory(spec, torch.bfloat16, budget, 8) for budget in (1024, 2048))
+    a = spec.attention
+    kept = 2 * spec.hidden + (a.heads + 2 * a.kv_heads) * a.head_dim + a.heads * a.head_dim
+    assert large - small >= 1024 * kept * 2
+    more = memory.working_memory(spec, torch.bfloat16, 1024, 16)
+    assert more - small >= 8 * spec.vocab * (4 + 2)
+    assert memory.working_memory(spec, torch.bfloat16, 1024, 8, graphs=True) - small == memory.graph_memory(spec, 8)
+
+
+def test_e4m3_keys_and_values_are_for_gpus() -> None:
+    assert memory.kv_dtype("float8", torch.bfloat16, torch.device("cuda")) == torch.float8_e4m3fn
+    with pytest.raises(LoadError, match="kv_dtype=float8 is for GPUs; on a CPU give kv_dtype=int8"):
+        memory.kv_dtype("float8", torch.bfloat16, CPU)

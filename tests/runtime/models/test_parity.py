@@ -113,7 +113,7 @@ def test_rows_may_read_pages_that_another_row_of_the_same_step_writes() -> None:
 
 @pytest.mark.skipif(not (attention.available and packed_linear.available), reason="needs the native kernels")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "mixtral", "qwen2-moe", "qwen3-moe"])
 def test_logits_are_the_same_to_the_bit_however_the_work_is_cut(name: str, dtype: str) -> None:
     """What was cached, batched or split must not show in the output."""
     model, ids = load_model(checkpoint(name), dtype=dtype), prompt(41, seed=3)

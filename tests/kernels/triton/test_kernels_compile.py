@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ ALWAYS = [
     "linear int4 many",
     "linear e4m3 few",
     "experts many",
+    "experts int4 many",
 ]
 
 
@@ -63,11 +65,37 @@ def test_an_unknown_chip_is_refused() -> None:
         compile_all.main(["--targets", "sm_42"])
 
 
-def test_each_chip_has_a_whole_row_for_every_kernel() -> None:
-    for name, rows in tuning.TABLE.items():
-        assert set(rows) <= {"default", *tuning.CHIPS}, name
-        assert all(set(row) <= set(rows["default"]) for row in rows.values()), name
-    op, _, key = "norm.wide".partition(".")
-    assert tuning.launch(op, "no such chip", key) == tuning.launch(op, "default", key)
-    with pytest.raises(KeyError):
-        tuning.launch("fft", "sm_90")
+class Deadly:
+    """Ends the process that reads it."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (3,)
+
+
+@pytest.mark.soak
+def test_a_compiler_that_ends_its_process_ends_one_task() -> None:
+    tasks = [("embedding", "sm_90", row) for row in (None, Deadly(), None, None)]
+    found = dict(compile_all.compile_tasks(tasks, jobs=2))
+    assert [found[i].error for i in range(4)] == ["", "the compiler ended its process", "", ""]
+
+
+def test_a_run_for_no_kernel_at_all_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        compile_all.main(["--targets", "sm_90", "--kernels", "fft"])
+
+
+def test_every_row_of_every_chips_file_is_compiled_for_that_chip() -> None:
+    covered = {".".join(filter(None, specimen.rows)) for specimen in compile_all.specimens().values()}
+    for file in tuning.FOLDER.glob("*.json"):
+        assert set(tuning.read(file)) <= covered, file.name
+        assert file.stem == "default" or file.stem in tuning.CHIPS, file.name
+    for op, row in tuning.rows("default").items():  # what chips without a file of their own launch
+        assert any(tuning.rows(target)[op] == row for target in tuning.CHIPS), op
+
+
+def test_a_specimen_is_compiled_with_the_row_it_is_launched_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(compile_all, "_resources", lambda specimen, target, row: seen.append(row) or (1, 0, 0))
+    compile_all.compiled("linear int4 few", "sm_90")
+    compile_all.compiled("linear int4 few", "sm_90", {"num_warps": 2})
+    assert seen == [tuning.launch("int4", "sm_90", "few"), {**tuning.launch("int4", "sm_90", "few"), "num_warps": 2}]
