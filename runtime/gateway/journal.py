@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEPT = 100  # requests that have ended
+ANSWERS = 8  # of one request that are kept; a scoring may have a thousand
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TOLD = (  # of an answer's meta
     "finish_reason",
@@ -42,6 +43,7 @@ class Asked(msgspec.Struct, eq=False):
     """One request. began: seconds since 1970; first, seconds: after that, to the first byte and to the end.
 
     route: the path as it is declared. tokens: streamed so far. answers: what `meta` says of each that has ended.
+    The counts are of all answers, the prompt that several samples share counted once; the first few answers are kept.
     trace: the W3C traceparent that came with it. ended: the how many-th it was to end. A program's call over ZeroMQ
     stands here too, with the method PROGRAM.
     """
@@ -58,8 +60,24 @@ class Asked(msgspec.Struct, eq=False):
     first: float = 0.0
     seconds: float = 0.0
     answers: list[dict[str, Any]] = []
+    answered: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    completion_tokens: int = 0
     trace: str = ""
     ended: int = 0
+
+    def take(self, meta: dict[str, Any], sample: int = 0) -> None:
+        """One of its answers is whole. sample: its number among those of the same prompt."""
+        self.answered += 1
+        self.computed_tokens += meta["computed_tokens"]
+        self.completion_tokens += meta.get("completion_tokens", 0)
+        if not sample:
+            self.prompt_tokens += meta["prompt_tokens"]
+            self.cached_tokens += meta["cached_tokens"]
+        if len(self.answers) < ANSWERS:
+            self.answers.append({name: meta[name] for name in _TOLD if name in meta})
 
 
 _CURRENT: ContextVar[Asked | None] = ContextVar("asked", default=None)
@@ -94,10 +112,10 @@ class Journal:
         if (asked := _CURRENT.get()) is not None:
             asked.tokens += tokens
 
-    def answered(self, meta: dict[str, Any]) -> None:
+    def answered(self, meta: dict[str, Any], sample: int) -> None:
         """One of its answers is whole."""
         if (asked := _CURRENT.get()) is not None:
-            asked.answers.append(_told(meta))
+            asked.take(meta, sample)
 
     # --- beginnings and ends
 
@@ -122,7 +140,8 @@ class Journal:
         first = meta.get("first_s", 0.0)
         number = self._number()
         row = Asked(number, f"program-{number}", "PROGRAM", "", time.time() - seconds, model=model, status=200)
-        row.first, row.seconds, row.answers = first, seconds, [_told(meta)]
+        row.first, row.seconds = first, seconds
+        row.take(meta)
         self._keep(row)
 
     def _keep(self, asked: Asked) -> None:
@@ -170,7 +189,3 @@ class Journalled:
             asked.seconds = time.perf_counter() - clock
             asked.status = asked.status or 499  # the client left before it was told anything
             self._journal.end(asked)
-
-
-def _told(meta: dict[str, Any]) -> dict[str, Any]:
-    return {name: meta[name] for name in _TOLD if name in meta}

@@ -41,8 +41,7 @@ def facts(asked: Asked) -> dict[str, Any]:
     if asked.model:
         told["model"] = asked.model
     if asked.answers:
-        for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
-            told[name] = sum(answer.get(name, 0) for answer in asked.answers)
+        told |= {name: getattr(asked, name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")}
         told |= {name: round(asked.answers[0].get(name, 0.0), 6) for name in ("queued_s", "first_s", "total_s")}
         told["finish_reasons"] = [answer.get("finish_reason", "choice") for answer in asked.answers]
     return told

@@ -84,13 +84,12 @@ class Page:
 
     async def events(self, call: Call[None]) -> Any:
         """What the server does, once a second, as server-sent events: `now`, and `tree` for `?tree=MODEL`."""
-        left = call.http.is_disconnected
-        return Stream(EVENTS, self._events(call.http.query_params.get("tree", ""), left), lambda one: event(plain(one)))
+        return Stream(EVENTS, self._events(call.http.query_params.get("tree", "")), lambda one: event(plain(one)))
 
-    async def _events(self, model: str, left: Callable[[], Awaitable[bool]]) -> AsyncGenerator[bytes, None]:
+    async def _events(self, model: str) -> AsyncGenerator[bytes, None]:
         told = 0  # requests that have ended are told once each
         before: wire.Tree | None = None
-        while not self._service.draining and not await left():
+        while not self._service.draining:
             began = time.monotonic()
             fresh = [asked for asked in self._service.journal.ended if asked.ended > told]
             told = fresh[-1].ended if fresh else told

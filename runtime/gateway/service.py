@@ -148,7 +148,7 @@ class Service:
         return not self.under_way
 
     def _ended(self, served: Served, ended: Ended) -> None:
-        self.journal.answered(ended.meta)
+        self.journal.answered(ended.meta, ended.sample)
         for observe in self.observers:
             observe(served, ended)
 

@@ -89,11 +89,11 @@ def attributes(asked: Asked) -> dict[str, Any]:
         first = asked.answers[0]
         told |= {
             "gen_ai.response.model": asked.model,
-            "gen_ai.usage.input_tokens": first.get("prompt_tokens", 0),
-            "gen_ai.usage.output_tokens": sum(answer.get("completion_tokens", 0) for answer in asked.answers),
+            "gen_ai.usage.input_tokens": asked.prompt_tokens,
+            "gen_ai.usage.output_tokens": asked.completion_tokens,
             "gen_ai.response.finish_reasons": [answer.get("finish_reason", "choice") for answer in asked.answers],
             "gen_ai.server.time_to_first_token": first.get("first_s", 0.0),
-            "branchwork.usage.cached_tokens": first.get("cached_tokens", 0),
+            "branchwork.usage.cached_tokens": asked.cached_tokens,
             "branchwork.queue_time": first.get("queued_s", 0.0),
         }
     return told

@@ -42,7 +42,7 @@ function detail(asked, running, open) {
   const failed = !running && asked.status >= 400;
   const what = asked.method === "PROGRAM" ? "program" : asked.route || asked.path;
   const parts = [`${what} · ${asked.model}`];
-  if (first) parts.push(`${sum(asked, "prompt_tokens")} + ${sum(asked, "completion_tokens")} tokens`);
+  if (first) parts.push(`${asked.prompt_tokens} + ${asked.completion_tokens} tokens`);
   else if (asked.tokens) parts.push(`${asked.tokens} tokens`);
   if (failed) parts.push(`status ${asked.status}`);
   const seconds = running ? Date.now() / 1000 - asked.began : asked.seconds;
@@ -77,10 +77,12 @@ function told(asked, first) {
     const name = asked.answers.length > 1 ? `${index + 1}: ` : "";
     lines.push(make("p", {}, make("strong", { text: name + why(answer) })));
   });
+  const unseen = asked.answered - asked.answers.length;
+  if (unseen > 0) lines.push(make("p", { text: `and ${unseen} answers more` }));
   if (first) {
     const stages = `queued ${duration(first.queued_s)} → first token ${duration(first.first_s)} → end ${duration(first.total_s)}`;
     const outcome = first.finish_reason ?? `chose “${first.choice}”`;
-    const computed = `${sum(asked, "computed_tokens")} tokens computed`;
+    const computed = `${asked.computed_tokens} tokens computed`;
     const drafts = Object.entries(first.drafts ?? {}).map(([name, { guessed, kept }]) => `${name}: ${kept} of ${guessed} guesses kept`);
     lines.push(make("p", { text: [stages, outcome, computed, ...drafts].join(" · ") }));
     if (first.preempted) lines.push(make("p", { text: `preempted ${first.preempted} times: KV pages were short` }));
@@ -98,4 +100,3 @@ function why({ prompt_tokens: prompt, cached_tokens: cached, diverged_at: diverg
 }
 
 const quoted = (text) => `“${(text || "").replaceAll("\n", "⏎")}”`;
-const sum = (asked, name) => asked.answers.reduce((total, answer) => total + (answer[name] ?? 0), 0);

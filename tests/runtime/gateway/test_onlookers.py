@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from branchwork.runtime.gateway.app import Access, application
+from branchwork.runtime.gateway.journal import ANSWERS, Asked
 from branchwork.runtime.gateway.models import Models, Wanted
 from branchwork.runtime.gateway.served import Served
 from branchwork.runtime.gateway.service import Limits, Service
@@ -63,6 +64,15 @@ def test_a_server_that_ends_is_not_well() -> None:
     asyncio.run(ending.drain(0.1))
     (answer,) = get(ending, "/health")
     assert answer.status_code == 503 and answer.json()["status"] == "draining"
+
+
+def test_of_a_thousand_answers_few_are_kept_and_all_counted() -> None:
+    asked = Asked(1, "id", "POST", "/score", 0.0)
+    meta = {"prompt_tokens": 2, "cached_tokens": 1, "computed_tokens": 3, "completion_tokens": 1}
+    for _ in range(1000):
+        asked.take(meta)
+    assert len(asked.answers) == ANSWERS and asked.answered == asked.completion_tokens == 1000
+    assert asked.prompt_tokens == 2000
 
 
 def test_a_request_is_in_the_journal_while_it_lasts() -> None:

@@ -18,6 +18,7 @@ EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 ANSWER = {
     "prompt_tokens": 7,
     "cached_tokens": 3,
+    "computed_tokens": 9,
     "completion_tokens": 5,
     "finish_reason": "stop",
     "queued_s": 0.1,
@@ -28,7 +29,8 @@ ANSWER = {
 
 def asked(path: str = "/v1/chat/completions", **more: object) -> Asked:
     row = Asked(1, "id-1", "POST", path, 1_700_000_000.0, route=path, model="sapling", status=200, seconds=0.6)
-    row.answers = [ANSWER, ANSWER]
+    for sample in (0, 1):
+        row.take(ANSWER, sample)
     return row
 
 
