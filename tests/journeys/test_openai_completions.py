@@ -11,7 +11,7 @@ import openai
 import pytest
 
 import branchwork.runtime.sapling as sapling
-from tests.serving import serving
+from tests.serving import addresses
 
 MODEL = Path(sapling.__file__).parent
 TEXTS = ["The capital of France is Paris.", "Water is made of hydrogen and oxygen; é is no ASCII."]
@@ -20,7 +20,7 @@ TEXTS = ["The capital of France is Paris.", "Water is made of hydrogen and oxyge
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that computes as exactly as transformers does."""
-    yield from serving(tmp_path_factory.mktemp("exact"), "-o", "threads=1", "-o", "pages=4000", "-o", "dtype=float32")
+    yield from addresses(tmp_path_factory.mktemp("exact"), "-o", "threads=1", "-o", "pages=4000", "-o", "dtype=float32")
 
 
 @pytest.fixture(scope="module")
