@@ -5,6 +5,7 @@ Knows: names and units of stats. Must not know: connections, the terminal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Table = list[tuple[str, ...]]
@@ -25,6 +26,20 @@ def describe(endpoint: str, stats: dict[str, Any]) -> Table:
         ("programs", f"{stats['programs']} open"),
         ("prompt tokens", f"{stats['prompt_tokens']:,}, {stats['hit_rate']:.1%} of them found in the cache"),
         ("up for", duration(stats["uptime"])),
+    ]
+
+
+def loaded(models: Sequence[Mapping[str, Any]]) -> Table:
+    """Loaded models as rows: name, memory, what it is, who uses it, when it goes."""
+    return [
+        (
+            model["name"],
+            size(model["memory"]),
+            f"{model['weights']} on {model['device']}",
+            f"{model['users']} request{'s' * (model['users'] != 1)}",
+            "stays" if model["expires"] is None else f"goes in {duration(model['expires'])}",
+        )
+        for model in models
     ]
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -28,9 +28,11 @@ class Serving(NamedTuple):
         return engine
 
 
-def serving(folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
-    """A server on a free port until the test is done with it; then it has to end well."""
-    command = [sys.executable, "-m", "branchwork", "serve", "--port", "0", "--endpoint", f"ipc://{folder}/s"]
+def serving(
+    folder: Path, *options: str, environment: Mapping[str, str] | None = None, models: Sequence[str] = ()
+) -> Iterator[Serving]:
+    """A server on a free port until the test is done with it; then it has to end well. models: before the options."""
+    command = [sys.executable, "-m", "branchwork", "serve", *models, "--port", "0", "--endpoint", f"ipc://{folder}/s"]
     log = folder / "log"
     with log.open("w") as out, log.open() as written:
         with subprocess.Popen(
