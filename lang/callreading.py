@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from branchwork.lang.incoming import CLOSERS, GAP, NoCall, Put, Source, Steps, json_string, json_value
+from branchwork.lang.incoming import CLOSERS, GAP, SCALAR, NoCall, Put, Source, Steps, json_string, json_value
 from branchwork.lang.toolformats import NAME, Format, Marks, json_text
 
 _BLANK = re.compile(r"\s+")
@@ -66,14 +66,17 @@ def _text(source: Source) -> Steps[str]:
 
 
 def _json_call(source: Source, bare: bool, sink: Sink) -> Steps[None]:
-    """An object with a name and arguments (or parameters), in any order and beside others; bare: the name is first."""
+    """An object with a name and arguments (or parameters), in any order and beside others.
+
+    bare: nothing but a type comes before the name, so that an answer in JSON is soon seen to be one.
+    """
     yield from source.need("{")
     name, arguments, begun = "", "", False
     seen: set[str] = set()
     more = (yield from _next(source)) != "}"
     while more:
         key = yield from _text(source)
-        if key in seen or (bare and not seen and key != "name"):
+        if key in seen or (bare and not name and key not in ("name", "type")):
             raise NoCall
         seen.add(key)
         yield from source.all(GAP)
@@ -237,6 +240,8 @@ def _python_string(source: Source, quote: str, put: Put) -> Steps[None]:
 
 def json_of(text: str) -> str:
     """A Python literal, or what JSON has in its place, as JSON. Raises NoCall."""
+    if SCALAR.fullmatch(text):
+        return text
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes that mean nothing, which regular expressions are full of

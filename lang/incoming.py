@@ -19,7 +19,7 @@ GAP = re.compile(r"[ \t\n\r]+")  # between the tokens of JSON
 CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')  # inside a JSON string
 _BARE = re.compile(r"[-+.\w]+")
-_SCALAR = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+SCALAR = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _HEX = re.compile(r"[0-9a-fA-F]{4}")
 
 
@@ -154,7 +154,7 @@ def json_value(source: Source, put: Put) -> Steps[None]:
             yield from json_string(source, put)
         else:
             word = yield from source.all(_BARE)
-            if not _SCALAR.fullmatch(word):
+            if not SCALAR.fullmatch(word):
                 raise NoCall(cut=source.over and source.at == len(source.text))
             put(word)
         while closers:

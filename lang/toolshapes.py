@@ -34,11 +34,11 @@ from branchwork.lang.toolformats import Format, ToolSpec, json_text, python_text
 
 CHOICES = ("auto", "required", "none")
 _DEPTH = 5  # levels of a schema that are followed into Python literals; what is deeper may be any literal
-_INTEGER = r"-?(0|[1-9][0-9]*)"
+_INTEGER = r"-?(0|[1-9][0-9]{0,99})"  # Python reads no more than 4,300 digits, and makes infinity of 1e999
 _PYTHON: dict[str, Constraint] = {
     "string": Regex(r'"([^"\\\x00-\x1f]|\\["\\nrt])*"'),
     "integer": Regex(_INTEGER),
-    "number": Regex(_INTEGER + r"(\.[0-9]+)?([eE][-+]?[0-9]+)?"),
+    "number": Regex(_INTEGER + r"(\.[0-9]{1,99})?([eE][-+]?[0-9]{1,2})?"),
     "boolean": Choice(("True", "False")),
     "null": Literal("None"),
 }
@@ -48,7 +48,7 @@ value: STRING | NUMBER | "None" | "True" | "False" | list | dict
 list: "[" (value (", " value)*)? "]"
 dict: "{" (STRING ": " value (", " STRING ": " value)*)? "}"
 STRING: /"([^"\\\x00-\x1f]|\\["\\nrt])*"/
-NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?/
+NUMBER: /-?(0|[1-9][0-9]{0,99})(\.[0-9]{1,99})?([eE][-+]?[0-9]{1,2})?/
 """
 )
 
@@ -103,12 +103,14 @@ def _marked(form: Format, tools: Sequence[ToolSpec], choice: str, parallel: bool
 
 def _bare(form: Format, tools: Sequence[ToolSpec], choice: str, parallel: bool) -> Constraint:
     """Calls alone, or text that does not begin as they do."""
-    begins = [f'{{"name": "{tool.name}"' if form.body == "json" else f"[{tool.name}(" for tool in tools]
-    text = _not_beginning(["[" if form.listed else "{"] if choice == "none" else begins)
     if choice == "none":
-        return text
+        return _not_beginning(["[" if form.listed else "{"])
+    if form.body == "json":
+        begins = ['{ "type" : "function"', *(f'{{ "name" : {json_text(tool.name)}' for tool in tools)]
+    else:
+        begins = [f"[ {tool.name} (" for tool in tools]
     calls = _section(form, tools, 0 if parallel else 1)
-    return calls if choice != "auto" else OneOf((calls, text))
+    return calls if choice != "auto" else OneOf((calls, _not_beginning(begins)))
 
 
 def _section(form: Format, tools: Sequence[ToolSpec], most: int) -> Constraint:
@@ -156,8 +158,9 @@ def _json(schema: Mapping[str, Any]) -> JsonSchema:
 
 
 def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that nobody asked for are left out, unless the schema speaks of them."""
-    return {"additionalProperties": False, **parameters} if "properties" in parameters else dict(parameters)
+    """Arguments are an object; those that nobody asked for are left out, unless the schema speaks of them."""
+    closed = {"additionalProperties": False} if "properties" in parameters or not parameters else {}
+    return {"type": "object", **closed, **parameters}
 
 
 # --- elements
@@ -232,6 +235,8 @@ def _literal(schema: Any, definitions: Mapping[str, Any], depth: int) -> Constra
         return OneOf(tuple(_literal({**schema, "type": one}, definitions, depth) for one in kind))
     if kind == "array":
         least, most = int(schema.get("minItems") or 0), int(schema.get("maxItems") or 0)
+        if schema.get("maxItems") == 0:
+            return Literal("[]")
         item = _literal(schema.get("items"), definitions, depth + 1)
         return InOrder((Literal("["), Repeat(item, least, most, ", "), Literal("]")))
     if kind == "object" and schema.get("properties"):
@@ -243,11 +248,21 @@ def _literal(schema: Any, definitions: Mapping[str, Any], depth: int) -> Constra
 
 
 def _not_beginning(texts: Sequence[str]) -> Regex:
-    """Any text that does not begin, after white space, with one of `texts`; it may end as the beginning of one."""
-    prefixes = sorted({text[:n] for text in texts for n in range(len(text))}, key=len)
-    ways = []
-    for prefix in prefixes:
-        after = {text[len(prefix)] for text in texts if text.startswith(prefix)}
-        shut = "".join(re.escape(char) for char in sorted(after)) + ("" if prefix else r"\s")
-        ways.append(f"{re.escape(prefix)}([^{shut}](?s:.)*)?")
-    return Regex(rf"\s*({'|'.join(ways)})")
+    """Any text that does not begin, after white space, with one of `texts`; it may end as the beginning of one.
+
+    A text is words separated by spaces, between which there may be white space.
+    """
+    ways: list[str] = []
+    waiting = [("", tuple(texts))]  # what the text begins with, and what of `texts` begins with that
+    while waiting:
+        begun, left = waiting.pop()
+        gap = r"\s*" if not begun or left[0].startswith(" ") else ""
+        left = tuple(text.removeprefix(" ") for text in left)
+        after = sorted({text[0] for text in left})
+        shut = "".join(map(re.escape, after)) + (r"\s" if gap else "")
+        ways.append(f"{begun}{gap}([^{shut}](?s:.)*)?")
+        for char in after:
+            rest = tuple(text[1:] for text in left if text[0] == char)
+            if all(rest):
+                waiting.append((f"{begun}{gap}{re.escape(char)}", rest))
+    return Regex("|".join(ways))

@@ -268,7 +268,7 @@ class _Builder:
 
     def _repeat(self, repeat: Repeat) -> str:
         item = f"({self.expression(repeat.part)})"
-        if not repeat.separator:
+        if not repeat.separator or repeat.most == 1:
             return f"{item}{{{repeat.least},{repeat.most or ''}}}"
         more = f"({self.terminal(_quoted(repeat.separator))} {item})"
         least = max(repeat.least - 1, 0)
