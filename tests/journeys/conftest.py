@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +18,14 @@ def runtime() -> Iterator[bw.Runtime]:
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the server at `address`; programs reach it at ipc://FOLDER/s."""
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="session")
+def address(folder: Path) -> Iterator[str]:
     """Where a server with the packaged model answers HTTP; one for all dialects' tests."""
-    folder = tmp_path_factory.mktemp("serve")
     yield from serving(folder, "-o", "threads=1", "-o", "pages=40000", XDG_CACHE_HOME=str(folder))
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
+
+import branchwork as bw
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me about your day."}]
@@ -122,6 +127,21 @@ def test_the_final_message_may_be_continued(client: openai.OpenAI) -> None:
         model="sapling", messages=messages, temperature=0, extra_body={"continue_final_message": True}
     )
     assert answer.choices[0].message.content == " is Paris."
+
+
+def test_what_its_client_leaves_is_over(client: openai.OpenAI, folder: Path) -> None:
+    knobs: dict[str, Any] = {"model": "sapling", "n": 8, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+    with contextlib.closing(bw.connect(f"ipc://{folder}/s")) as runtime:
+        stream = client.chat.completions.create(**knobs, messages=STORY, stream=True)
+        next(iter(stream))
+        assert runtime.stats()["programs"] == 1
+        stream.close()
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.3).chat.completions.create(**knobs, messages=STORY)
+        late = time.monotonic() + 20
+        while runtime.stats()["programs"] and time.monotonic() < late:
+            time.sleep(0.05)
+        assert runtime.stats()["programs"] == 0 == runtime.stats()["requests"]
 
 
 # --- shapes
