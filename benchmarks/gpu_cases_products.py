@@ -24,6 +24,7 @@ from branchwork.kernels.triton.moe import FEW as FEW_SLOTS
 from branchwork.kernels.triton.quant import FEW
 
 ALL = (torch.bfloat16, torch.float16, torch.float32)
+BYTES = {"": 0.0, "int8": 1.0, "int4": 0.5, "e4m3": 1.0}  # of a weight, scales left out; 0: as many as a row's number
 KINDS = ("int8", "int4", "e4m3", "e4m3 blocks")
 
 
@@ -53,7 +54,9 @@ def random_weight(kind: str, device: torch.device, outputs: int, inputs: int, gr
     return Quantized(values, scales, offsets, bits, group)
 
 
-def widened(weight: Quantized | Float8, dtype: torch.dtype) -> Tensor:
+def widened(weight: Tensor | Quantized | Float8, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
     if isinstance(weight, Float8):
         return float8.dequantize(weight, dtype)
     return plain_quant.dequantize(weight, dtype)
@@ -94,9 +97,23 @@ def product(kind: str, rows: int, outputs: int, inputs: int, group: int = 128, b
     )
 
 
-def experts(tokens: int, size: int, top_k: int, channels: int, ffn: int) -> Case:
+def one_of(weights: Tensor | Quantized | Float8, expert: int) -> Tensor | Quantized | Float8:
+    """An expert's weight of those stacked."""
+    if isinstance(weights, Tensor):
+        return weights[expert]
+    parts = {name: part[expert] for name, part in weights._asdict().items() if isinstance(part, Tensor)}
+    return weights._replace(**parts)
+
+
+def experts(tokens: int, size: int, top_k: int, channels: int, ffn: int, kind: str = "", group: int = 128) -> Case:
+    """kind: of the weights, "" for floats as the rows are."""
+
     def make(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
         gains, chosen = plain.route(normal(device, torch.float32, tokens, size, seed=3), top_k, True)
+        if kind:
+            up, down_ = ((2 * ffn, channels), (channels, ffn))
+            pairs = ((random_weight(kind, device, *up, group), random_weight(kind, device, *down_, group)),) * size
+            return normal(device, dtype, tokens, channels), *moe.pack_experts(pairs, size, dtype), gains, chosen
         gate_up = torch.empty(size, 2 * ffn, channels, dtype=dtype, device=device)
         down = torch.empty(size, channels, ffn, dtype=dtype, device=device)
         for e in range(size):
@@ -110,8 +127,9 @@ def experts(tokens: int, size: int, top_k: int, channels: int, ffn: int) -> Case
         for e in range(size):
             gains = x[3].double().where(x[4] == e, 0.0).sum(1, keepdim=True)
             token = gains[:, 0].nonzero()[:, 0]
-            gate, up = (x[0][token].double() @ x[1][e].double().T).chunk(2, -1)
-            out[token] += (F.silu(gate) * up) @ x[2][e].double().T * gains[token]
+            gate_up, down = (widened(one_of(weights, e), torch.float64) for weights in x[1:3])
+            gate, up = (x[0][token].double() @ gate_up.T).chunk(2, -1)
+            out[token] += (F.silu(gate) * up) @ down.T * gains[token]
         return out
 
     def by_expert(x: tuple[Any, ...]) -> Callable[[], object]:
@@ -120,15 +138,15 @@ def experts(tokens: int, size: int, top_k: int, channels: int, ffn: int) -> Case
     used = min(size, tokens * top_k)
     slots = tokens * top_k
     return Case(
-        f"experts {tokens} tokens, {top_k} of {size} x {channels} x {ffn}",
+        f"experts {tokens} tokens, {top_k} of {size} x {channels} x {ffn}{f' {kind}' if kind else ''}",
         make,
         lambda x: moe.expert_mlp(*x),
         exact,
-        lambda item: (used * 3 * channels * ffn + slots * (2 * channels + 4 * ffn)) * item,
+        lambda item: used * 3 * channels * ffn * (BYTES[kind] or item) + slots * (2 * channels + 4 * ffn) * item,
         6.0 * slots * channels * ffn,
         dtypes=ALL,
-        rows=(f"experts.{'few' if slots <= FEW_SLOTS * size else 'many'}", "gate"),
-        rivals={"expert by expert": by_expert},
+        rows=(f"experts.{'bytes ' if kind else ''}{'few' if slots <= FEW_SLOTS * size else 'many'}", "gate"),
+        rivals={} if kind else {"expert by expert": by_expert},
     )
 
 
@@ -162,6 +180,8 @@ def timed() -> list[Case]:
         product("int4", 4096, *narrow),
         experts(64, 8, 2, 4096, 14336),
         experts(2048, 8, 2, 4096, 14336),
+        experts(64, 8, 2, 4096, 14336, "int4"),
+        experts(2048, 8, 2, 4096, 14336, "e4m3"),
         routed(8192, 128, 8),
     ]
 
@@ -174,6 +194,7 @@ def edges() -> list[Case]:
         experts(1, 4, 2, 64, 32),
         experts(11, 3, 2, 40, 24),
         experts(300, 5, 1, 128, 96),
+        *(experts(tokens, 3, 2, 64, 32, kind, 32) for kind in ("int8", "int4", "e4m3") for tokens in (5, 90)),
         routed(37, 60, 4),
         routed(3, 1, 1),
     ]

@@ -42,6 +42,8 @@ SPACES: dict[str, Space] = {
     "route": {"TILE": (256, 512, 1024, 2048), "num_warps": (1, 2, 4, 8)},
     "experts.few": _FEW,
     "experts.many": _MANY,
+    "experts.bytes few": _FEW,
+    "experts.bytes many": _MANY,
 }
 
 

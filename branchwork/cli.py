@@ -1,4 +1,4 @@
-"""The `branchwork` command: demo, run, serve, ps, bench, doctor, quantize, keys.
+"""The `branchwork` command: demo, run, serve, ps, bench, doctor, quantize, keys, and those of the library.
 
 Knows: the terminal, what each command starts. Must not know: how any of it works. Heavy rooms are imported by the
 command that needs them, so that `branchwork --help` answers at once.
@@ -22,6 +22,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from branchwork import library
+
 if TYPE_CHECKING:
     import branchwork as bw
 
@@ -35,7 +37,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="sapling, a directory, a .gguf file, or a hub name")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="sapling, a library name, directory, .gguf file or hub name")
+]
 OptionOption = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="runtime option, repeatable")
 ]
@@ -52,14 +56,30 @@ def demo(model: ModelOption = "sapling", option: OptionOption = None) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="a Python file; the arguments after it are its own")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE.py", help="a model to chat with, or a program; what follows is its own")
+    ],
     model: ModelOption = "sapling",
     endpoint: Annotated[str, typer.Option(help="a running runtime's endpoint instead of an embedded one")] = "",
     option: OptionOption = None,
 ) -> None:
-    """Run FILE.py with a default backend: an embedded runtime, or the one at --endpoint."""
+    """Chat with the model NAME, or run FILE.py, on an embedded runtime or the one at --endpoint.
+
+    branchwork run NAME [--verbose] [PROMPT]: without a PROMPT a chat in the terminal; with one, or with text on
+    standard input, one answer. --verbose: figures after each answer.
+
+    branchwork run FILE.py [ARGUMENTS]: the program's default backend is the runtime with --model.
+    """
+    if not name.endswith(".py"):
+        from branchwork import talk
+
+        if model != "sapling":
+            _fail(f"-m {model} is for programs; the model to chat with is {name}")
+        talk.run(name, context.args, endpoint, _options(option))
+        return
     import branchwork as bw
 
+    file = Path(name)
     if not file.is_file():
         _fail(f"{file} is not a file; give the path of a Python program")
     backend = bw.connect(endpoint) if endpoint else start(model, _options(option))
@@ -74,7 +94,8 @@ def run(
 @app.command()
 def serve(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="sapling, a directory, a .gguf file, or a hub name")
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="sapling, a library name, directory, .gguf file or hub name"),
     ] = None,
     host: Annotated[
         str, typer.Option(help="address of the HTTP server; other machines' need --api-keys")
@@ -87,7 +108,10 @@ def serve(
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file, for https")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
     rate: Annotated[int, typer.Option(min=0, help="requests a minute of one key; 0 for any number")] = 0,
+    keep_alive: Annotated[float, typer.Option(min=0, help="seconds that a model nobody asks stays loaded")] = 300.0,
+    memory: Annotated[float, typer.Option(min=0, help="GiB that all models may take; 0 for what is free")] = 0.0,
     grace: Annotated[float, typer.Option(min=0, help="seconds that requests get to end on SIGTERM")] = 10.0,
+    log: Annotated[str, typer.Option(help="a line a request on standard error: json, text or off")] = "off",
     endpoint: Annotated[str, typer.Option(help="for programs: ipc:///path or tcp://127.0.0.1:port")] = "",
     curve_keys: Annotated[Path | None, typer.Option(help="folder made by `branchwork keys`")] = None,
     option: OptionOption = None,
@@ -99,21 +123,33 @@ def serve(
     from branchwork.runtime.config import ConfigError
     from branchwork.runtime.gateway import main as gateway
     from branchwork.runtime.gateway.app import Access, read_keys
+    from branchwork.runtime.gateway.logs import FORMATS
     from branchwork.runtime.gateway.service import Limits
     from branchwork.runtime.gateway.site import Http
 
     _options(option)
+    if log not in FORMATS:
+        _fail(f"--log {log} is none of {', '.join(FORMATS)}")
     try:
         keys = read_keys(api_keys) if api_keys is not None else ()
     except ConfigError as error:
         _fail(str(error))
     access = Access(keys, tuple(origin or ()))
-    http = Http(host, port, access, Limits(rate=rate), tls_certificate, tls_key, grace)
+    http = Http(host, port, access, Limits(rate=rate), tls_certificate, tls_key, grace, log)
     endpoint = endpoint or default_endpoint()
     errors.print(f"connect with: [bold]branchwork.connect({endpoint!r})[/]", highlight=False)
     errors.print("Ctrl-C ends the runtime")
     with loading_bar() as say:
-        arguments = gateway.Arguments(models or ["sapling"], endpoint, option or [], curve_keys, http=http, say=say)
+        arguments = gateway.Arguments(
+            models or ["sapling"],
+            endpoint,
+            option or [],
+            curve_keys,
+            http=http,
+            memory=memory,
+            keep_alive=keep_alive,
+            say=say,
+        )
         status = asyncio.run(gateway.serve(arguments))
     raise typer.Exit(status)
 
@@ -166,22 +202,28 @@ def ps(
     endpoint: Annotated[str, typer.Option(help="a running runtime's endpoint; default: of `branchwork serve`")] = "",
     curve_keys: Annotated[str, typer.Option(help="folder with its CURVE keys, for another machine")] = "",
 ) -> None:
-    """What a running runtime serves: its model, memory, requests and hit rate."""
-    import branchwork as bw
-    from branchwork.status import describe
+    """What a running runtime serves: its models, memory, requests and hit rate."""
+    from branchwork.status import describe, loaded
 
-    endpoint = endpoint or default_endpoint()
-    try:
-        backend = bw.connect(endpoint, token=os.environ.get("BRANCHWORK_TOKEN", ""), curve_keys=curve_keys, timeout=3)
-    except bw.RuntimeUnavailable as error:
-        errors.print(f"no runtime serves at {endpoint}; `branchwork serve` starts one", highlight=False, soft_wrap=True)
-        errors.print(f"({escape(str(error))})", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    try:
-        rows = describe(endpoint, backend.stats())
-    finally:
-        backend.close()
+    with _running(endpoint, curve_keys) as (where, backend):
+        rows, models = describe(where, backend.stats()), loaded(backend.ask("models")["models"])
     _print_table("", rows)
+    if len(models) > 1:
+        _print_table("loaded models", models)
+
+
+@app.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="a model that a running server has loaded")],
+    endpoint: Annotated[str, typer.Option(help="a running runtime's endpoint; default: of `branchwork serve`")] = "",
+    curve_keys: Annotated[str, typer.Option(help="folder with its CURVE keys, for another machine")] = "",
+) -> None:
+    """Let a loaded model go, as soon as nobody uses it, and give back its memory."""
+    with _running(endpoint, curve_keys) as (where, backend):
+        if not backend.ask(f"stop {name}")["stopped"]:
+            names = ", ".join(model["name"] for model in backend.ask("models")["models"])
+            _fail(f"{name!r} is not loaded at {where}, or is what programs there run on; loaded: {names}")
+    console.print(f"{name} goes when its last request has ended", highlight=False)
 
 
 @app.command()
@@ -203,7 +245,9 @@ def doctor(
 
 @app.command()
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="IN", help="sapling, a directory, a .gguf file, or a hub name")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="sapling, a library name, directory, .gguf file or hub name")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the directory to write; must not exist")],
     kind: Annotated[str, typer.Option("--type", "-t", help="int8 or int4; fp8 for GPUs")] = "int8",
 ) -> None:
@@ -237,6 +281,10 @@ def keys(folder: Annotated[Path, typer.Argument(help="where to write server.key_
     (folder / "client.key").rename(clients / "client.key")
     console.print(f"server: branchwork serve --curve-keys {folder} --endpoint tcp://0.0.0.0:5570")
     console.print(f"client: branchwork.connect('tcp://HOST:5570', curve_keys='{folder}')")
+
+
+for _name, _command in library.COMMANDS.items():
+    app.command(_name)(_command)
 
 
 @contextlib.contextmanager
@@ -274,6 +322,24 @@ def default_endpoint() -> str:
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         _fail(f"{folder} can be entered by other users; remove it, or give --endpoint")
     return f"ipc://{folder}/runtime"
+
+
+@contextlib.contextmanager
+def _running(endpoint: str, curve_keys: str) -> Iterator[tuple[str, bw.RuntimeBackend]]:
+    """A connection to a running runtime, and where that is."""
+    import branchwork as bw
+
+    endpoint = endpoint or default_endpoint()
+    try:
+        backend = bw.connect(endpoint, token=os.environ.get("BRANCHWORK_TOKEN", ""), curve_keys=curve_keys, timeout=3)
+    except bw.RuntimeUnavailable as error:
+        errors.print(f"no runtime serves at {endpoint}; `branchwork serve` starts one", highlight=False, soft_wrap=True)
+        errors.print(f"({escape(str(error))})", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    try:
+        yield endpoint, backend
+    finally:
+        backend.close()
 
 
 def _print_table(title: str, rows: Iterable[tuple[str, ...]]) -> None:

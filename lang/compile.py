@@ -285,6 +285,7 @@ class Compiled(Generic[P, R]):
 
     def _beginning(self, invocation: Invocation) -> Callable[[], ProgramState[R]] | None:
         """What begins a run as a whole; None where it cannot be one."""
+        invocation = invocation.settled()
         found, texts = self._specialised(invocation)
         template = found.template
         self._ran[found.note] = None

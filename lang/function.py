@@ -24,7 +24,7 @@ from branchwork.lang.compile import Compiled
 from branchwork.lang.default import chosen, default_backend
 from branchwork.lang.expr import KNOB_NAMES, knobs_of
 from branchwork.lang.live import LiveProgram
-from branchwork.lang.protocol import Budget
+from branchwork.lang.protocol import Budget, ModelInfo
 from branchwork.lang.state import ProgramState
 from branchwork.lang.symbols import current, refuse
 
@@ -69,8 +69,16 @@ class Invocation(NamedTuple):
 
     def begin(self) -> ProgramState[Any]:
         """Raises BackendError when the backend cannot take it."""
-        live = LiveProgram(self.on_backend(), self.stream, self.budget, self.speculate)
-        return ProgramState(live, knobs=self.knobs)
+        settled = self.settled()
+        live = LiveProgram(settled.on_backend(), self.stream, self.budget, self.speculate)
+        return ProgramState(live, knobs=settled.knobs)
+
+    def settled(self) -> Invocation:
+        """With the backend it runs on, whose model's own knobs hold where none were given."""
+        backend = self.on_backend()
+        model = backend.model
+        defaults = model.knobs if isinstance(model, ModelInfo) else {}
+        return self._replace(backend=backend, knobs={**defaults, **self.knobs})
 
     def perform(self, state: ProgramState[Any]) -> None:
         """Run the body in this thread. What it raises also stops the program."""

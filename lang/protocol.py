@@ -39,6 +39,8 @@ class ChatFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """knobs: sampling parameters that hold where a program says nothing (lang.params)."""
+
     name: str
     family: str
     context: int  # tokens
@@ -48,6 +50,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     pages: int = 0  # KV pages of the engine
     page_size: int = 1  # tokens of one page
     device: str = "cpu"
+    knobs: dict[str, Any] = {}
 
 
 # --- client to gateway
@@ -119,7 +122,8 @@ class Close(msgspec.Struct, frozen=True, tag="close"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """A question about the runtime, answered by Answer with the same number: stats, flush_cache, shutdown."""
+    """A question about the runtime, answered by Answer with the same number: stats, flush_cache, shutdown; models
+    (those that are loaded), "stop NAME" (let one go)."""
 
     number: int
     what: str

@@ -46,6 +46,7 @@ from branchwork.runtime.models.size import in_layers, parameters
 from branchwork.runtime.models.spec import ModelSpec
 from branchwork.runtime.plan import Plan, Row
 from branchwork.runtime.scheduler.encoding import EncodingScheduler
+from branchwork.runtime.scheduler.planner import GUESSES
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
 from branchwork.runtime.speculative.draft_model import ModelDrafter, timed
@@ -167,7 +168,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     graphs = config.graphs == "auto" and device != "cpu"
     memory = free_memory(model.device)
     if device != "cpu":
-        memory = max(memory - working_memory(spec, model.dtype, config.budget, config.max_running, graphs), 0)
+        draws = config.max_running + (GUESSES if config.guessers else 0)
+        memory = max(memory - working_memory(spec, model.dtype, config.budget, draws, graphs), 0)
     hardware = Hardware(device=device, cores=cores(), memory=memory)
     config, decided = resolve(config, hardware, size)
     notes += [*model.notes, *decided]

@@ -242,6 +242,15 @@ def _quota() -> int:
     return _UNBOUNDED if limit == "max" else max(1, int(limit) // int(period))
 
 
+def resident() -> int:
+    """Bytes of main memory that this process holds; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as line:
+            return int(line.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def free_memory() -> int:
     """Bytes of main memory that can be taken without swapping; a guess of 2 GiB where the system does not say."""
     try:

@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import zmq
 
 from branchwork.runtime import wire
+from branchwork.runtime.config import resident
 from branchwork.runtime.execution.runner import Pending
 from branchwork.runtime.plan import Plan, Result
 from branchwork.runtime.scheduler.constrained import Masks
@@ -50,6 +51,7 @@ class Brain(Protocol):
     def commit(self, plan: Plan, result: Result) -> list[wire.Event]: ...
     def stats(self) -> dict[str, float | int | str]: ...
     def flush(self) -> int: ...
+    def show_tree(self) -> wire.Tree: ...
     def check(self) -> None: ...
 
 
@@ -193,7 +195,8 @@ class Engine:
         if isinstance(message, wire.Cancel):
             return [*self._scheduler.cancel(message.id)]
         if isinstance(message, wire.Ask):
-            return [wire.Answer(message.number, self._answer(message.what))]
+            tree = self._scheduler.show_tree() if message.what == "tree" else None
+            return [wire.Answer(message.number, self._answer(message.what), tree)]
         return []
 
     def _answer(self, what: str) -> dict[str, float | int | str]:
@@ -204,4 +207,4 @@ class Engine:
                 self._scheduler.check()
             except AssertionError as error:
                 return {"fault": str(error)}
-        return {**self._scheduler.stats(), "busy_s": self._busy, "step_s": self._stepping}
+        return {**self._scheduler.stats(), "busy_s": self._busy, "step_s": self._stepping, "resident_bytes": resident()}

@@ -91,7 +91,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """stats, flush_cache or check; answered by Answer with the same number."""
+    """stats, flush_cache or check, answered by Answer with the same number; tree, answered with a tree in it too."""
 
     number: int
     what: str
@@ -253,9 +253,33 @@ class Broken(msgspec.Struct, frozen=True, tag="broken"):
     message: str
 
 
+class TreeNode(msgspec.Struct, frozen=True, array_like=True):
+    """A run of tokens in the radix tree. parent: its index among the nodes told, before the node's own; -1: the root.
+
+    locks: leases that go through it; children: all of them, told or not; idle: uses of the tree since its last own one;
+    head: the run's first ids, int32 packed.
+    """
+
+    parent: int
+    tokens: int
+    pages: int
+    locks: int
+    children: int
+    idle: int
+    head: bytes
+
+
+class Tree(msgspec.Struct, frozen=True):
+    """The radix tree, or the part of it that was used last. total: nodes that it has."""
+
+    total: int
+    nodes: tuple[TreeNode, ...]
+
+
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
     number: int
     value: dict[str, float | int | str]
+    tree: Tree | None = None
 
 
 FromEngine = Tokens | Finished | Scored | Embedded | Failed | Ready | Loading | Broken | Answer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from branchwork.kernels.triton.attention_kernels import FP8, INT8, PLAIN, attend, merge
 from branchwork.kernels.triton.tuning import Specimen
 
-_TALL_OF_BYTES: dict[int, tuple[str, ...]] = {PLAIN: (), INT8: ("sm_80",), FP8: ("gfx90a", "gfx942")}
+_TALL_OF_BYTES: dict[int, tuple[str, ...]] = {PLAIN: (), INT8: ("sm_80", "sm_90"), FP8: ("gfx90a", "gfx942")}
 _POOLS = {PLAIN: "", INT8: "*i8", FP8: "*u8"}
 
 
@@ -47,7 +47,7 @@ def _attend(
     key = f"{height}x{max(128, padded)}{'f' if q == 'fp32' else ''}"
     # RDNA's matrix units want every operand in registers twice: only tiles of 16 rows of 256 bytes fit
     spills: tuple[str, ...] = ("gfx1100",) if height > 16 or padded > 128 or q == "fp32" else ()
-    if height == 128:  # decoding bytes costs the tallest tiles a few registers more than these chips have
+    if height == 128:  # decoding bytes costs the tallest tiles a few registers more than these have (sm_90: Triton 3.6)
         spills += _TALL_OF_BYTES[kind]
     return Specimen(f"{name} {height}x{dim} {q}", attend, signature, constexprs, ("attend", key), spills)
 

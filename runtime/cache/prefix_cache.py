@@ -23,7 +23,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from branchwork.runtime.cache.pages import PageAllocator
-from branchwork.runtime.cache.radix import Node, RadixTree
+from branchwork.runtime.cache.radix import Node, RadixTree, Shown
 
 RUN = 16  # tokens
 
@@ -210,6 +210,10 @@ class PrefixCache:
         free, cached = self._pool.free_count, self._tree.pages
         own = self.pages - free - cached
         return CacheStats(self.pages, free, cached, own, self.available, self._evicted, len(self._leases))
+
+    def show(self, limit: int, head: int) -> tuple[list[Shown], int]:
+        """At most `limit` nodes of the tree with the first `head` ids of each, and how many there are."""
+        return self._tree.show(limit, head)
 
     def flush(self) -> int:
         """Drop everything that no lease holds. Returns the number of pages freed."""

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +47,22 @@ class Node:
     access: int = 0
 
 
+class Shown(NamedTuple):
+    """A node as onlookers see it. parent: index of its parent among those shown, -1 for the root.
+
+    tokens: of its run; head: the first ids of it, packed; children: all of them, shown or not; idle: leases, seals and
+    releases anywhere in the tree since the last that went through it.
+    """
+
+    parent: int
+    tokens: int
+    pages: int
+    locks: int
+    children: int
+    idle: int
+    head: bytes
+
+
 class RadixTree:
     """Runs of tokens and the pages that cover them. Source: Zheng et al., SGLang (2024), section 3."""
 
@@ -54,6 +72,7 @@ class RadixTree:
         self.root = Node(None, b"", [])
         self.width = TOKEN * page_size  # bytes of one page's ids
         self.pages = 0  # in all nodes
+        self.count = 0  # nodes without the root
         self.unlocked_pages = 0  # in nodes that no lease goes through: all of them can be evicted, leaf by leaf
         self.evictor: Evictor[Node] = Evictor(ORDERS[eviction])
         self._clock = 0
@@ -124,6 +143,7 @@ class RadixTree:
         node.parent = upper
         node.data, node.pages = node.data[cut:], node.pages[pages:]
         upper.children[node.data[: self.width]] = node
+        self.count += 1
         return upper
 
     def grow(self, node: Node, data: bytes, pages: list[int]) -> Node:
@@ -137,6 +157,7 @@ class RadixTree:
             node.data += data
             node.pages += pages
             return node
+        self.count += 1
         child = Node(node, data, list(pages), locks=1, access=self._tick())
         node.children[data[: self.width]] = child
         return child
@@ -187,6 +208,7 @@ class RadixTree:
         parent = leaf.parent
         assert parent is not None
         del parent.children[leaf.data[: self.width]]
+        self.count -= 1
         if parent is not self.root and parent.locks == 0 and not parent.children:
             self.evictor.add(parent)
 
@@ -205,9 +227,33 @@ class RadixTree:
                 yield node
             stack.extend(node.children.values())
 
+    def show(self, limit: int, head: int) -> tuple[list[Shown], int]:
+        """At most `limit` nodes, always the one used last of those whose parents are shown; and how many there are.
+
+        head: ids of each run.
+        """
+        heap: list[tuple[int, int, int, Node]] = []
+        shown: list[Shown] = []
+        pushed = 0
+
+        def push(node: Node, above: int) -> None:
+            nonlocal pushed
+            for child in node.children.values():
+                pushed += 1
+                heappush(heap, (-child.access, pushed, above, child))
+
+        push(self.root, -1)
+        while heap and len(shown) < limit:
+            *_, above, node = heappop(heap)
+            push(node, len(shown))
+            tokens, idle = len(node.data) // TOKEN, self._clock - node.access
+            first = node.data[: head * TOKEN]
+            shown.append(Shown(above, tokens, len(node.pages), node.locks, len(node.children), idle, first))
+        return shown, self.count
+
     def check(self) -> None:
         """Raises AssertionError, saying which node is wrong, when an invariant of the tree alone does not hold."""
-        unlocked = pages = leaves = 0
+        unlocked = pages = leaves = nodes = 0
         for node in self.nodes():
             name = f"node at pages {node.pages[:4]}..."
             assert node.data and len(node.data) == len(node.pages) * self.width, f"{name}: run and pages differ"
@@ -216,12 +262,14 @@ class RadixTree:
             )
             assert node.locks >= sum(child.locks for child in node.children.values()), f"{name}: locked less than below"
             pages += len(node.pages)
+            nodes += 1
             if node.locks == 0:
                 unlocked += len(node.pages)
                 assert (node in self.evictor) == (not node.children), f"{name}: eviction set is wrong about it"
                 leaves += not node.children
             else:
                 assert node not in self.evictor, f"{name}: locked, yet evictable"
+        assert nodes == self.count, f"the tree counts {self.count} nodes and has {nodes}"
         assert pages == self.pages, f"the tree counts {self.pages} pages and has {pages}"
         assert unlocked == self.unlocked_pages, f"the tree counts {self.unlocked_pages} unlocked pages, has {unlocked}"
         assert leaves == len(self.evictor), f"{len(self.evictor)} evictable leaves listed, {leaves} exist"

@@ -37,10 +37,12 @@ class CudaDriver:
         event.record(torch.cuda.current_stream(self._device))
         return event.synchronize
 
-    def record(self, body: Callable[[], None]) -> Recorded:
+    def record(self, body: Callable[[], None], room: int) -> Recorded:
         """See Driver: a CUDA or HIP graph. Waits for the device.
 
-        Other threads may use the device meanwhile ("thread_local"). Unused memory is given back before it is counted.
+        Other threads may use the device meanwhile ("thread_local"). Unused memory is given back before it is counted:
+        while work is captured the allocator cannot do that, and running out of memory then can spoil more than the
+        capture.
         """
         with torch.cuda.device(self._device):
             if self._pool is None:
@@ -48,6 +50,8 @@ class CudaDriver:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before, _ = torch.cuda.mem_get_info()
+            if before < room:
+                raise torch.OutOfMemoryError(f"{before >> 20} MiB are free, and {room >> 20} may be needed")
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
             try:
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

@@ -28,10 +28,10 @@ class Driver(Protocol):
     def mark(self) -> Callable[[], None]:
         """A function that waits until all that is queued by now is done."""
 
-    def record(self, body: Callable[[], None]) -> Recorded:
+    def record(self, body: Callable[[], None], room: int) -> Recorded:
         """What `body` queues, for replay; it is not done now. Every tensor it reads or writes stays where it is.
 
-        Raises RuntimeError where that fails, for lack of memory for instance.
+        Raises RuntimeError where that fails; torch.OutOfMemoryError, before it begins, unless `room` bytes are free.
         """
 
 
@@ -46,7 +46,7 @@ class PlainDriver:
         """See Driver."""
         return _done
 
-    def record(self, body: Callable[[], None]) -> Recorded:
+    def record(self, body: Callable[[], None], room: int) -> Recorded:
         """See Driver."""
         return Recorded(body, 0)
 

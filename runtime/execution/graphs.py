@@ -22,6 +22,7 @@ from branchwork.runtime.models.decoder import Decoder
 
 _TOKEN = 1024  # bytes of a token's tiles, parts and integers, for each window
 _SPARE = 1 << 20  # bytes of tiles cut for idle processors, for each window
+_ROOM = 1 << 20  # bytes a token that must be free to record a step: its parts, its product with the head
 _UNPAID = 256  # positions that rows may have in common and still list each for itself, as merging costs more
 
 
@@ -100,7 +101,7 @@ class Graphs:
             self._met[key] = None
             return body
         try:
-            recorded = self._driver.record(body)
+            recorded = self._driver.record(body, min(self._left, (64 + len(logits)) * _ROOM))
         except RuntimeError as error:  # torch's for all that a device refuses
             self._stop(f"{type(error).__name__}: {error}")
             return body

@@ -18,12 +18,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from branchwork.runtime.config import ConfigError
-from branchwork.runtime.gateway import native
+from branchwork.runtime.gateway import anthropic, native, ollama, openai, page
+from branchwork.runtime.gateway.journal import Journalled
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import bearer
 
-DIALECTS = (native,)
-OPEN = ("/health",)  # paths that need no key
+# the first one whose paths a request's begins with shapes its errors
+DIALECTS = (anthropic, ollama, openai, native)
+OPEN = ("/health", *[path for path, _ in page.files()])  # paths that need no key
 
 
 class Access(NamedTuple):
@@ -47,7 +49,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
 
 def application(service: Service, access: Access = Access()) -> Starlette:  # noqa: B008 (frozen)
     """The ASGI application."""
-    middleware: list[Middleware] = []
+    middleware: list[Middleware] = [Middleware(Journalled, journal=service.journal)]
     if access.origins:
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"])

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from branchwork.lang.protocol import ChatFrames, Frame
@@ -32,10 +34,10 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], *, generate: bo
     context: what templates expect beside messages (bos_token, eos_token, tools). Raises ChatTemplateError.
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = _to_json
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(template).render(
@@ -77,6 +79,22 @@ def pieces(
         return [(text, True)]
     parts = re.split("(" + "|".join(map(re.escape, plain)) + ")", text)
     return [(plain.get(part, part), part not in plain) for part in parts if part]
+
+
+def following(
+    template: str | None, messages: Sequence[Mapping[str, Any]], names: Sequence[str], **context: Any
+) -> list[tuple[str, bool]]:
+    """What a template writes after the text of an assistant's turn: its end, `messages`, the next turn's opening.
+
+    As `pieces` gives it. Raises ChatTemplateError.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARKS[1]}, *messages]
+    found = pieces(template, turns, names, generate=True, **context)
+    place = next((index for index, (text, _) in enumerate(found) if _MARKS[1] in text), None)
+    if place is None:
+        raise ChatTemplateError("the template does not write what the assistant has said")
+    text, special = found[place]
+    return [(text.partition(_MARKS[1])[2], special), *found[place + 1 :]]
 
 
 def _held(value: Any, held: Mapping[str, str]) -> Any:
@@ -131,6 +149,28 @@ def frames(template: str | None, **context: Any) -> ChatFrames:
         if gap.endswith(user_begin) and system_begin.startswith(start):
             roles["system"] = Frame(system_begin[len(start) :], gap[: len(gap) - len(user_begin)])
     return ChatFrames(roles=roles, start=start, default_system=head[: len(head) - len(user_begin)])
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant wrote, for training; here its body is all there is to it."""
+
+    tags = {"generation"}  # noqa: RUF012  as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The tag's body."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as templates ask for it: unlike Jinja's own, with no escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _tool_frame(template: str, context: Mapping[str, Any], assistant_end: str, user_begin: str) -> Frame | None:

@@ -27,7 +27,7 @@ _FRESH = random.SystemRandom()
 
 
 class Piece(NamedTuple):
-    """More of answer number `sample`: its text (perhaps none yet), its tokens, and their log-probabilities where asked for.
+    """More of answer number `sample`: its text (perhaps none yet), its tokens, and the log-probabilities asked for.
 
     logprobs: (value, id, text) of each token; tops: the same of the likeliest ones in its place.
     """

@@ -20,13 +20,16 @@ import zmq
 import zmq.asyncio
 
 from branchwork.runtime.config import ConfigError, parse
-from branchwork.runtime.gateway.models import Models, Unavailable, Wanted
+from branchwork.runtime.gateway.models import KEEP_ALIVE, Models, Unavailable, Wanted
+from branchwork.runtime.gateway.named import options_of
 from branchwork.runtime.gateway.programs import Server, bind
 from branchwork.runtime.gateway.served import Served
 from branchwork.runtime.gateway.service import Service
 from branchwork.runtime.gateway.site import Http, Site
 from branchwork.runtime.gateway.supervisor import EngineDied
 from branchwork.runtime.loading.errors import LoadError
+from branchwork.runtime.loading.hub import resolved
+from branchwork.runtime.loading.store import LATEST, RESERVED, Manifest, Store
 
 REFUSAL_TIME = 5.0  # seconds that a failed gateway stays to tell clients why
 
@@ -35,7 +38,9 @@ class Arguments(NamedTuple):
     """models: their names; the first is loaded at once and serves programs, others when HTTP asks for them.
 
     endpoint: ipc:///path or tcp://host:port. options: name=value strings. watch_stdin: end when stdin ends.
-    http: where to serve HTTP, None for nowhere. say(stage, fraction) hears of loading, last of the stage "ready".
+    http: where to serve HTTP, None for nowhere. memory: GiB that all loaded models may take, 0 for what is free.
+    keep_alive: seconds that a model nobody asks stays loaded; the first one always does.
+    say(stage, fraction) hears of loading, last of the stage "ready".
     """
 
     models: Sequence[str]
@@ -44,6 +49,8 @@ class Arguments(NamedTuple):
     curve_keys: Path | None = None
     watch_stdin: bool = False
     http: Http | None = None
+    memory: float = 0.0
+    keep_alive: float = KEEP_ALIVE
     say: Callable[[str, float], None] | None = None
 
 
@@ -58,7 +65,7 @@ async def serve(arguments: Arguments) -> int:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _on_stdin, stopping)
     try:
         server = Server(bind(arguments.endpoint, arguments.curve_keys), token=os.environ.get("BRANCHWORK_TOKEN", ""))
-        models = _models(arguments, folder, server)
+        server.models = models = _models(arguments, folder, server)
         site = None if arguments.http is None else Site(arguments.http, Service(models, arguments.http.limits))
         receiving = asyncio.create_task(server.receive())
         print(f"gateway: listening on {server.endpoint}", file=sys.stderr, flush=True)
@@ -96,18 +103,33 @@ async def serve(arguments: Arguments) -> int:
 
 
 def _models(arguments: Arguments, folder: Path, server: Server) -> Models:
-    """Those that were named, under their whole names and the last part of each; and the packaged one."""
-    names = list(dict.fromkeys([*arguments.models, "sapling"]))
-    known = {Path(name).name: name for name in reversed(names)} | {name: name for name in names}
+    """Those that were named, under their whole names and the last part of each; the packaged one; the library's."""
+    named = list(dict.fromkeys([*arguments.models, "sapling"]))
+    known = {Path(name).name: name for name in reversed(named)} | {name: name for name in named}
+    store = Store()
+
+    read: dict[str, tuple[Manifest, Wanted]] = {}  # what was made of manifests, as long as they are the same
 
     def find(name: str) -> Wanted | None:
-        return Wanted(known[name], tuple(arguments.options)) if name in known else None
+        name = known.get(name.removesuffix(f":{LATEST}"), name)
+        manifest = store.find(name) if name not in RESERVED else None
+        if manifest is None:
+            return Wanted(name, name, tuple(arguments.options)) if name in named else None
+        if name not in read or read[name][0] != manifest:
+            found = resolved(name)
+            listed = name if name in named else found.name
+            read[name] = manifest, Wanted(listed, manifest.path, tuple(options_of(found, arguments.options)), found)
+        return read[name][1]
 
     def build(wanted: Wanted) -> Served:
         own = Path(tempfile.mkdtemp(dir=folder))
-        return Served(wanted.name, wanted.options, own, server.emit, wanted.template)
+        return Served(wanted.name, wanted.options, own, server.emit, wanted.found)
 
-    return Models(find, build, names=lambda: names, pinned=names[:1])
+    def names() -> list[str]:
+        return [*named, *(name for name in store.names() if name.removesuffix(f":{LATEST}") not in named)]
+
+    memory = int(arguments.memory * 2**30)
+    return Models(find, build, names=names, memory=memory, keep_alive=arguments.keep_alive, pinned=named[:1])
 
 
 async def _run(arguments: Arguments, models: Models, server: Server) -> None:

@@ -1,6 +1,6 @@
-"""The runtime's own HTTP routes.
+"""The runtime's own HTTP routes, listed.
 
-Knows: Service, ids. Must not know: other dialects.
+Knows: which handlers serve which paths. Must not know: other dialects, what a handler does.
 """
 
 from __future__ import annotations
@@ -9,26 +9,40 @@ from typing import Any
 
 from starlette.routing import Route
 
-from branchwork.runtime.gateway import embedding
+from branchwork.runtime.gateway import embedding, generation, page, scoring
+from branchwork.runtime.gateway.operations import Operations
 from branchwork.runtime.gateway.service import Problem, Service
-from branchwork.runtime.gateway.web import Call, Dialect, route
+from branchwork.runtime.gateway.web import Dialect, plain, route
 
 PREFIXES = ("/",)
 
 
 def _shape(problem: Problem) -> tuple[Any, dict[str, str]]:
-    return {"error": {"code": problem.code, "message": problem.message, "param": problem.param}}, {}
+    return plain(problem), {}
 
 
 DIALECT = Dialect("native", _shape)
 
 
 def routes(service: Service) -> list[Route]:
-    return [
-        route(service, DIALECT, "GET", "/health", None, _health),
-        route(service, DIALECT, "POST", "/embed", embedding.Body, embedding.embed),
+    operations, shown = Operations(service), page.Page(service)
+    told = [  # of the server itself: no limit holds for these, and ending does not wait for them
+        ("GET", "/health", operations.health),
+        ("GET", "/metrics", operations.metrics),
+        ("GET", "/openapi.json", operations.openapi),
+        ("GET", "/dashboard/events", shown.events),
+        *[("GET", path, handle) for path, handle in page.files()],
     ]
-
-
-async def _health(call: Call[None]) -> Any:
-    return {"status": "ok", "models": [row.name for row in call.service.models.loaded()]}
+    asked: list[tuple[str, Any, Any]] = [
+        ("/generate", generation.Generate, generation.generate),
+        ("/tokenize", generation.Tokenize, generation.tokenize),
+        ("/detokenize", generation.Detokenize, generation.detokenize),
+        ("/embed", embedding.Embed, embedding.embed),
+        ("/score", scoring.Score, scoring.score),
+        ("/rerank", scoring.Rerank, scoring.rerank),
+        ("/cache/flush", None, operations.flush),
+    ]
+    return [
+        *[route(service, DIALECT, method, path, None, handle, counted=False) for method, path, handle in told],
+        *[route(service, DIALECT, "POST", path, body, handle) for path, body, handle in asked],
+    ]

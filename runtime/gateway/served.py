@@ -9,19 +9,23 @@ import asyncio
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from branchwork.lang.protocol import ModelInfo
 from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
-from branchwork.runtime.gateway.chat import frames, pieces
+from branchwork.runtime.gateway.chat import following, pieces
 from branchwork.runtime.gateway.local import CONNECTION, Local, pack
+from branchwork.runtime.gateway.named import frames_of, template_of
 from branchwork.runtime.gateway.supervisor import Supervisor
 from branchwork.runtime.gateway.text import Texts
-from branchwork.runtime.loading.hub import find_model
+from branchwork.runtime.loading.hub import Resolved, resolved
 from branchwork.runtime.loading.pooling import Pooling, load_pooling
-from branchwork.runtime.loading.tokenizer import chat_template, eos_ids, special_texts
+from branchwork.runtime.loading.tokenizer import eos_ids, special_texts
 from branchwork.runtime.programs.host import Emit, Host
 
 Say = Callable[[str, float], None]
@@ -37,10 +41,13 @@ class Prompt(NamedTuple):
 class Served:
     """One model. Nothing but `start` and `stop` may be called before `start` has returned.
 
-    options: name=value strings of runtime.config. emit: hears what programs of ZeroMQ clients say. template: the Jinja
-    text that chats are written with, instead of the model's own.
+    options: name=value strings of runtime.config. emit: hears what programs of ZeroMQ clients say. found: what the
+    model library says of the name: its files, and the system prompt, first messages and sampling knobs that hold where
+    a request says nothing of them. None for what is not the library's; then it is looked for.
+    template: the Jinja text that chats are written with.
     """
 
+    found: Resolved
     texts: Texts
     pooling: Pooling
     template: str | None
@@ -51,14 +58,14 @@ class Served:
     local: Local
 
     def __init__(
-        self, name: str, options: Sequence[str], folder: Path, emit: Emit, template: str | None = None
+        self, name: str, options: Sequence[str], folder: Path, emit: Emit, found: Resolved | None = None
     ) -> None:
         self.name = name
+        self._found = found
         self.config: Config = parse([f"model={name}", *options])
         self._options = options
         self._folder = folder
         self._emit = emit
-        self._template = template
         self._supervisor: Supervisor | None = None
 
     async def start(self, say: Say) -> None:
@@ -69,8 +76,10 @@ class Served:
         def downloading(fraction: float) -> None:
             loop.call_soon_threadsafe(say, "downloading the model", fraction)
 
-        config = self.config
-        directory = await asyncio.to_thread(find_model, config.model, progress=downloading)
+        found = self._found
+        if found is None:
+            found = await asyncio.to_thread(resolved, self.name, progress=downloading)
+        self.found, config, directory = found, self.config, found.path
         self._supervisor = Supervisor(
             _engine_command(directory, self._options),
             self._folder,
@@ -83,15 +92,15 @@ class Served:
         starting = asyncio.create_task(self._supervisor.start())  # the tokenizer is read while the weights are
         self.texts = await asyncio.to_thread(Texts, directory)
         self.pooling = load_pooling(directory)
-        self.template = self._template or chat_template(directory)
+        self.template = template_of(found)
         self.specials = special_texts(directory)
-        model_frames = frames(self.template, **self.specials)
+        model_frames = frames_of(found)
         ends = eos_ids(directory)
         self.host = Host(self.texts, model_frames, eos=ends, max_branches=config.max_branches, emit=self._say)
         self.local = Local(self.host)
         ready = self.ready = await starting
         self.info = ModelInfo(
-            name=Path(config.model).name,
+            name=Path(self.name).name,
             family=ready.family,
             context=ready.context,
             vocab=ready.vocab,
@@ -100,6 +109,7 @@ class Served:
             pages=ready.pages,
             page_size=ready.page_size,
             device=ready.device,
+            knobs=dict(found.knobs),
         )
         self.host.attach(self._supervisor.send, ready.context, _facts(self.info.name, ready))
 
@@ -112,6 +122,16 @@ class Served:
         """End the engine process."""
         if self._supervisor is not None:
             await self._supervisor.stop()
+
+    def under(self, name: str, found: Resolved | None) -> Served:
+        """The same engine and tree by another name, with what the library says of that one."""
+        other = copy(self)
+        other.name = name
+        other.found = found or Resolved(name, self.found.path)
+        other.template = template_of(other.found)
+        info = {"name": Path(name).name, "frames": frames_of(other.found), "knobs": dict(other.found.knobs)}
+        other.info = msgspec.structs.replace(self.info, **info)
+        return other
 
     @property
     def memory(self) -> int:
@@ -139,19 +159,49 @@ class Served:
         return [array("f", one.vector).tolist() for one in found]
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, generate: bool = True, continued: bool = False, **context: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generate: bool = True,
+        continued: bool = False,
+        template: str | None = None,
+        **context: Any,
     ) -> Prompt:
         """A conversation as the model's template writes it. What messages say never reads as special tokens.
 
         generate: the assistant's turn is opened. continued: the last message is the assistant's, and goes on.
-        context: what templates expect beside (tools, enable_thinking ...). Raises ChatTemplateError.
+        template: Jinja, instead of the model's. context: what templates expect beside (tools, enable_thinking ...).
+        Raises ChatTemplateError.
         """
-        names = self.texts.special_names
-        found = pieces(
-            self.template, messages, names, generate=generate, continued=continued, **self.specials, **context
-        )
+        names, context = self.texts.special_names, {**self.specials, **context}
+        found = pieces(template or self.template, messages, names, generate=generate, continued=continued, **context)
         written = [_Written(*piece) for piece in found]
         return Prompt(self.texts.begin(self.texts.encode(written)), "".join(piece.text for piece in written))
+
+    def answered(self, prompt: Prompt, text: str, meta: Mapping[str, Any]) -> Prompt:
+        """The transcript that an answer leaves: the very tokens that were drawn. text, meta: of the answer."""
+        kept = meta["output_ids"][: meta["kept_tokens"]]
+        length = sum(len(self.texts.token_bytes[token]) for token in kept)
+        rest = text.encode()[length:].decode("utf-8", "ignore")  # of a token that a stop has cut
+        tail = self.texts.encode([_Written(rest, False)])
+        return Prompt([*prompt.ids, *kept, *tail], prompt.text + text)
+
+    def resume(self, transcript: Prompt, messages: Sequence[Mapping[str, Any]], **context: Any) -> Prompt:
+        """A transcript that ends with the text of the assistant's turn, goes on with messages, and opens the next turn.
+
+        Its tokens stay as they are. Raises ChatTemplateError.
+        """
+        found = following(self.template, messages, self.texts.special_names, **self.specials, **context)
+        ids = self.texts.encode([_Written(*piece) for piece in found])
+        return Prompt([*transcript.ids, *ids], transcript.text + "".join(text for text, _ in found))
+
+    def begun(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """A conversation from its very beginning: the library's first messages come before these, and its system
+        prompt where they have none."""
+        whole = [*({"role": one.role, "content": one.content} for one in self.found.messages), *messages]
+        if self.found.system and not any(one.get("role") == "system" for one in whole):
+            whole.insert(0, {"role": "system", "content": self.found.system})
+        return whole
 
     def _say(self, connection: bytes, message: Any) -> None:
         if connection == CONNECTION:

@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from branchwork.lang.constraint import Constraint, ConstraintError, check
 from branchwork.lang.params import SamplingParams
-from branchwork.runtime.gateway.local import Ended, Piece, ProgramFailed
-from branchwork.runtime.gateway.models import Models, Unavailable, Unknown
+from branchwork.runtime.gateway.journal import Journal
+from branchwork.runtime.gateway.local import CONNECTION, Ended, Piece, ProgramFailed
+from branchwork.runtime.gateway.models import Models, Unavailable, Unknown, Wanted
 from branchwork.runtime.gateway.served import Prompt, Say, Served
 from branchwork.runtime.programs.embeds import EmbedFailed
 
@@ -54,7 +55,8 @@ class Limits(NamedTuple):
 
 
 class Service:
-    """One for the whole gateway. observe(served, ended, seconds): hears of every answer (metrics)."""
+    """One for the whole gateway. observers hear of every answer, also of those of programs over ZeroMQ; journal: who
+    asked what."""
 
     def __init__(self, models: Models, limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
         self.models = models
@@ -62,7 +64,9 @@ class Service:
         self.under_way = 0
         self.draining = False
         self.observers: list[Callable[[Served, Ended], None]] = []
+        self.journal = Journal()
         self._came: dict[str, deque[float]] = {}
+        models.on_loaded.append(self._watch)
 
     @contextmanager
     def admitted(self, key: str = "") -> Iterator[None]:
@@ -81,9 +85,19 @@ class Service:
     @asynccontextmanager
     async def model(self, name: str, keep_alive: float | None = None, say: Say | None = None) -> AsyncIterator[Served]:
         """A model by name, loaded if need be, and kept while it is used. Raises Problem 404 and 503."""
+        self.journal.wants(name)
         try:
             async with self.models.use(name, keep_alive, say) as served:
                 yield served
+        except Unknown as error:
+            raise Problem(404, "model_not_found", str(error), "model") from error
+        except Unavailable as error:
+            raise Problem(503, error.code, f"model {name!r} cannot be loaded: {error}", "model") from error
+
+    def wanted(self, name: str) -> Wanted:
+        """What a name stands for. Raises Problem 404 and 503."""
+        try:
+            return self.models.wanted(name)
         except Unknown as error:
             raise Problem(404, "model_not_found", str(error), "model") from error
         except Unavailable as error:
@@ -111,8 +125,9 @@ class Service:
             async with aclosing(answers):
                 async for event in answers:
                     if isinstance(event, Ended):
-                        for observe in self.observers:
-                            observe(served, event)
+                        self._ended(served, event)
+                    else:
+                        self.journal.grew(len(event.ids))
                     yield event
         except ProgramFailed as error:
             raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
@@ -120,7 +135,9 @@ class Service:
     async def choice(self, served: Served, prompt: Prompt, choices: Sequence[str], method: str) -> Ended:
         """One of the choices, as `select` chooses (lang.choices); its meta holds every choice's scores."""
         try:
-            return await served.local.choice(prompt.ids, prompt.text, choices, method)
+            chosen = await served.local.choice(prompt.ids, prompt.text, choices, method)
+            self._ended(served, chosen)
+            return chosen
         except ProgramFailed as error:
             raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
 
@@ -131,10 +148,6 @@ class Service:
         empty = next((index for index, ids in enumerate(prompts) if not ids), None)
         if empty is not None:
             raise Problem(400, "empty_prompt", f"text {empty} is empty; give some text", param)
-        vocab = served.ready.vocab
-        strange = next((number for ids in prompts for number in ids if not 0 <= number < vocab), None)
-        if strange is not None:
-            raise Problem(400, "bad_request", f"there is no token {strange}; ids are 0..{vocab - 1}", param)
         try:
             return await served.embed(prompts)
         except EmbedFailed as error:
@@ -149,6 +162,23 @@ class Service:
         while self.under_way and time.monotonic() < late:
             await asyncio.sleep(0.05)
         return not self.under_way
+
+    def _ended(self, served: Served, ended: Ended) -> None:
+        self.journal.answered(ended.meta, ended.sample)
+        for observe in self.observers:
+            observe(served, ended)
+
+    def _watch(self, served: Served) -> None:
+        """Programs over ZeroMQ are heard of at their host."""
+
+        def heard(connection: bytes, meta: dict[str, Any]) -> None:
+            if connection == CONNECTION:
+                return  # `answers` and `choice` know more
+            self.journal.program(served.name, meta)
+            for observe in self.observers:
+                observe(served, Ended(0, "", meta))
+
+        served.host.observe = heard
 
     def _pace(self, key: str) -> None:
         if not self.limits.rate:

@@ -17,12 +17,15 @@ from typing import NamedTuple
 import uvicorn
 
 from branchwork.runtime.config import ConfigError
+from branchwork.runtime.gateway import logs
 from branchwork.runtime.gateway.app import Access, application
 from branchwork.runtime.gateway.service import Limits, Service
+from branchwork.runtime.gateway.tracing import tracing
 
 
 class Http(NamedTuple):
-    """certificate, private_key: PEM files for TLS. grace: seconds that requests under way get when the server ends."""
+    """certificate, private_key: PEM files for TLS. grace: seconds that requests under way get when the server ends.
+    log: one line a request on standard error, as json or text, or off."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -31,6 +34,7 @@ class Http(NamedTuple):
     certificate: Path | None = None
     private_key: Path | None = None
     grace: float = 10.0
+    log: str = "off"
 
 
 class Site:
@@ -59,6 +63,11 @@ class Site:
         )
         self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
+        self._tracing = tracing()
+        if self._tracing is not None:
+            service.journal.sinks.append(self._tracing.hear)
+        if http.log != "off":
+            service.journal.sinks.append(logs.sink(http.log))
 
     @property
     def url(self) -> str:
@@ -83,6 +92,8 @@ class Site:
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
 
 class _Server(uvicorn.Server):

@@ -6,6 +6,7 @@ Knows: Starlette, JSON, Service's admission. Must not know: any dialect's fields
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,6 +32,21 @@ class Stream(NamedTuple):
     media: str
     parts: AsyncGenerator[bytes, None]
     broken: Callable[[Problem], bytes]
+
+
+def plain(problem: Problem) -> dict[str, Any]:
+    """A problem as the runtime's own routes tell it."""
+    return {"error": {"code": problem.code, "message": problem.message, "param": problem.param}}
+
+
+class Documented(Route):
+    """A route that the OpenAPI document tells of. takes: its body's type, None for none."""
+
+    def __init__(
+        self, path: str, endpoint: Callable[..., Any], method: str, dialect: str, takes: Any, about: str
+    ) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.method, self.dialect, self.takes, self.about = method, dialect, takes, about
 
 
 class Dialect(NamedTuple):
@@ -62,15 +78,19 @@ def route(
     path: str,
     body: type[T] | None,
     handle: Callable[[Call[Any]], Awaitable[Response | Stream | Any]],
+    *,
+    counted: bool = True,
 ) -> Route:
     """A route whose handler gets the body decoded as `body` (a msgspec type). Its result: a Response, a Stream, or what
-    becomes JSON. A client that leaves cancels the handler."""
+    becomes JSON. A client that leaves cancels the handler. counted: limits hold, and draining waits for it."""
     decoder = None if body is None else msgspec.json.Decoder(body)
 
     async def endpoint(request: Request) -> Response:
         stack = ExitStack()
         try:
-            stack.enter_context(service.admitted(_key(request)))
+            service.journal.takes(path)
+            if counted:
+                stack.enter_context(service.admitted(_key(request)))
             decoded = None if decoder is None else _decoded(decoder, await _read(request, service.limits.body))
             outcome = await _unless_left(request, handle(Call(service, decoded, request)))
             if isinstance(outcome, Stream):
@@ -81,7 +101,8 @@ def route(
         finally:
             stack.close()
 
-    return Route(path, endpoint, methods=[method])
+    about = " ".join((handle.__doc__ or "").split())
+    return Documented(path, endpoint, method, dialect.name, body, about)
 
 
 class _Parts(StreamingResponse):
@@ -157,10 +178,16 @@ def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        _, _, where = str(error).partition(" - at `$")
-        raise Problem(400, "invalid_request", str(error), where.strip("`").strip(".") or None) from error
+        raise Problem(400, "invalid_request", str(error), _place(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "invalid_json", f"the request's body is no JSON: {error}") from error
+
+
+def _place(complaint: str) -> str | None:
+    """The field that msgspec complains about: what is missing, within the place it names."""
+    _, _, where = complaint.partition(" - at `$")
+    missing = re.search("missing required field `(.*?)`", complaint)
+    return ".".join(part for part in (where.strip("`").strip("."), missing[1] if missing else "") if part) or None
 
 
 async def _unless_left(request: Request, work: Awaitable[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""From a model's name to its files: the packaged model, a directory, a GGUF file, or a download from the hub.
+"""From a model's name to its files: the packaged model, the library, a directory, a GGUF file, a download from the hub.
 
 Knows: names, huggingface_hub. Must not know: what the files mean.
 """
@@ -6,13 +6,16 @@ Knows: names, huggingface_hub. Must not know: what the files mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from branchwork.runtime.loading import parameters
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.gguf_file import SUFFIX, is_gguf
+from branchwork.runtime.loading.go_template import is_go, to_jinja
+from branchwork.runtime.loading.store import RESERVED, Manifest, Message, Store, Value, canonical
 
 PACKAGED = "sapling"
 PACKAGED_DRAFT = "sapling-draft"
@@ -23,8 +26,9 @@ Progress = Callable[[float], None]
 
 
 def find_model(name: str, *, progress: Progress | None = None, offline: bool = False) -> Path:
-    """The directory or GGUF file of model `name`: "sapling", a directory, a .gguf file, or owner/name on the Hugging
-    Face hub (downloaded once, then cached). A directory without a config.json but with one .gguf stands for that file.
+    """The directory or GGUF file of model `name`: "sapling", a name of the library, a directory, a .gguf file, or
+    owner/name on the Hugging Face hub (downloaded once, then cached): the first of these that there is. A directory
+    without a config.json but with one .gguf stands for that file.
 
     progress hears the fraction downloaded. offline: only what is cached already (HF_HUB_OFFLINE=1 has the same effect).
     Raises LoadError (not_found, offline, gated) saying what to do.
@@ -33,13 +37,78 @@ def find_model(name: str, *, progress: Progress | None = None, offline: bool = F
         return _packaged()
     if name == PACKAGED_DRAFT:
         return _packaged("draft")
+    manifest = Store().find(name)
+    return _stored(name, manifest) if manifest is not None else _elsewhere(name, progress, offline)
+
+
+class Resolved(NamedTuple):
+    """What a model's name stands for. system, template, messages, adapter: None and empty for the model's own.
+
+    template: Jinja. parameters: as Modelfiles name them; knobs: the same as sampling parameters, defaults where a
+    caller gave none; options: the same as a runtime's name=value options. manifest: of the library, if it is its name.
+    """
+
+    name: str
+    path: Path
+    system: str | None = None
+    template: str | None = None
+    messages: tuple[Message, ...] = ()
+    parameters: Mapping[str, Value] = {}
+    knobs: Mapping[str, Any] = {}
+    options: tuple[str, ...] = ()
+    license: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+
+
+def resolved(name: str, *, progress: Progress | None = None, offline: bool = False) -> Resolved:
+    """As find_model, with everything that the library says of the name.
+
+    Raises LoadError as find_model does, also for a stored template or parameter that cannot be used.
+    """
+    manifest = Store().find(name) if name not in RESERVED else None
+    if manifest is None:
+        return Resolved(name, find_model(name, progress=progress, offline=offline))
+    return Resolved(
+        canonical(name),
+        _stored(name, manifest),
+        manifest.system,
+        jinja(manifest.template),
+        manifest.messages,
+        manifest.parameters,
+        parameters.knobs(manifest.parameters),
+        parameters.options(manifest.parameters),
+        manifest.license,
+        manifest,
+    )
+
+
+def jinja(template: str | None) -> str | None:
+    """A template in Jinja, whatever it was written in. Raises LoadError (template)."""
+    return to_jinja(template) if template is not None and is_go(template) else template
+
+
+def _stored(name: str, manifest: Manifest) -> Path:
+    """The files that a library name points at. Raises LoadError (not_found) when they have gone."""
+    if manifest.path in RESERVED:
+        return find_model(manifest.path)
+    path = Path(manifest.path)
+    if not path.exists():
+        again = f"pull it again: branchwork pull {name}" if path.is_relative_to(Store().hub) else "create it again"
+        raise LoadError(
+            "not_found", f"the library's model {name!r} lies in {path}, which is not there any more; {again}"
+        )
+    return _inside(path) if path.is_dir() else path
+
+
+def _elsewhere(name: str, progress: Progress | None, offline: bool) -> Path:
+    """A name that is not the library's."""
     path = Path(name).expanduser()
     if path.is_dir():
         return _inside(path)
     if is_gguf(path):
         return path
     if path.is_file() or path.is_absolute() or name.startswith((".", "~")) or not _REPOSITORY.fullmatch(name):
-        nowhere = "is no directory, no .gguf file and no hub name (owner/name)"
+        nowhere = "is no directory, no .gguf file, no name of the library and no hub name (owner/name)"
         what = "is a file, but no .gguf" if path.is_file() else nowhere
         raise LoadError("not_found", f"model {name!r} {what}; the packaged model is called {PACKAGED!r}")
     return _download(name, progress, offline)
@@ -96,7 +165,8 @@ def _download(name: str, progress: Progress | None, offline: bool) -> Path:
         raise LoadError(
             "offline",
             f"model {name!r} is not complete in the local cache and the hub cannot be reached ({error!s:.200}); "
-            f"go online and try again (the download resumes), or use a directory, or the packaged model {PACKAGED!r}",
+            f"go online and try again (`branchwork pull {name}` goes on where it broke off), or use a directory, or "
+            f"the packaged model {PACKAGED!r}",
         ) from error
     return Path(where)
 

@@ -14,10 +14,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from branchwork.lang.reasoning import MODEL_TYPES
+from branchwork.lang.toolformats import FORMATS
 from branchwork.runtime.loading.companions import companion
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.gguf_file import is_gguf, open_gguf
 from branchwork.runtime.loading.gguf_tokenizer import gguf_tokenizer
+
+# special tokens that set calls and thinking apart: what a model writes with them has to be read, so they are text
+_SPOKEN = {mark for row in FORMATS.values() for mark in row.markers}
+_SPOKEN |= {mark for row in MODEL_TYPES.values() for mark in (row.begin, row.end)}
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -46,7 +52,8 @@ def has_tokenizer(model: Path) -> bool:
 
 
 def token_bytes(directory: Path, tokenizer: Tokenizer | None = None) -> list[bytes]:
-    """The bytes each token stands for, by id; b"" for special tokens and for ids without a token.
+    """The bytes each token stands for, by id; b"" for special tokens, but for those that set calls and
+    thinking apart, and for ids without a token.
 
     tokenizer: the directory's own, where somebody has read it already (reading a large one takes a second).
 
@@ -66,7 +73,7 @@ def spell(tokenizer: Tokenizer, source: Path, least: int = 0) -> list[bytes]:
     for token, number in vocabulary.items():
         table[number] = to_bytes(token)
     for number, added in tokenizer.get_added_tokens_decoder().items():
-        table[number] = b"" if added.special else added.content.encode()
+        table[number] = b"" if added.special and added.content not in _SPOKEN else added.content.encode()
     return table
 
 

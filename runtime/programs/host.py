@@ -33,6 +33,7 @@ SEAM = 4  # tokens at the end of a text that may change with what follows
 ASK_TIME = 10.0  # seconds an engine has to answer a question
 Emit = Callable[[bytes, protocol.GatewayMessage], None]
 Facts = dict[str, float | int | str]
+Observe = Callable[[bytes, dict[str, Any]], None]
 
 
 class Session:
@@ -71,7 +72,10 @@ class Session:
 
 
 class Host:
-    """All programs of one gateway. Every public method returns at once; results leave through `emit`."""
+    """All programs of one gateway. Every public method returns at once; results leave through `emit`.
+
+    observe(connection, meta): hears of every sample of a gen, and of every select.
+    """
 
     def __init__(self, texts: Texts, frames: ChatFrames, *, eos: Sequence[int], max_branches: int, emit: Emit) -> None:
         self._texts = texts
@@ -86,7 +90,8 @@ class Host:
         self._next = 1
         self._sessions: dict[tuple[bytes, int], Session] = {}
         self._under_way: dict[int, tuple[Session, Call, Sample | Selection]] = {}  # engine request -> what it is for
-        self._questions: dict[int, asyncio.Future[Facts]] = {}
+        self._questions: dict[int, asyncio.Future[wire.Answer]] = {}
+        self.observe: Observe = lambda connection, meta: None
         self.embeds = Embeds(lambda message: self._to_engine(message))
 
     def attach(self, to_engine: Callable[[wire.ToEngine], None], context: int, facts: Facts | None = None) -> None:
@@ -194,11 +199,20 @@ class Host:
             return own
         if what == "stats":
             own |= {**self._facts, "uptime": time.monotonic() - self._begun}
+        return {**own, **(await self._asked(what)).value}
+
+    async def tree(self) -> wire.Tree:
+        """The engine's radix tree. Raises TimeoutError."""
+        tree = (await self._asked("tree")).tree
+        assert tree is not None
+        return tree
+
+    async def _asked(self, what: str) -> wire.Answer:
         number = self._number()
         answer = self._questions[number] = asyncio.get_running_loop().create_future()
         self._to_engine(wire.Ask(number, what))
         try:
-            return {**own, **await asyncio.wait_for(answer, ASK_TIME)}
+            return await asyncio.wait_for(answer, ASK_TIME)
         finally:
             del self._questions[number]
 
@@ -214,7 +228,7 @@ class Host:
         for message in messages:
             if isinstance(message, wire.Answer):
                 if message.number in self._questions and not self._questions[message.number].done():
-                    self._questions[message.number].set_result(message.value)
+                    self._questions[message.number].set_result(message)
                 continue
             if self.embeds.hear(message):
                 continue
@@ -398,6 +412,8 @@ class Host:
         captures = samples[0].captures() if len(samples) == 1 else _by_name(sample.captures() for sample in samples)
         prompt = seams.unpack(samples[0].submit.ids)
         meta = [s.meta() | seams.reuse(branch, transcript, prompt, s.usage, self._texts) for s in samples]
+        for one in meta:
+            self.observe(session.connection, one)
         session.machine.reply(call.id, Reply(texts, tuple(meta), captures))
         if call.reasoning is not None:
             return  # the text that stays is another one: it becomes ids when it is needed
@@ -411,6 +427,7 @@ class Host:
         branch, transcript = session.machine.branch(call.branch), session.transcript(call.branch)
         prompt = [*transcript.ids, *selection.encoded[index]]
         meta |= seams.reuse(branch, transcript, prompt, event.usage, self._texts) | {"began_s": selection.began}
+        self.observe(session.connection, meta)
         session.machine.reply(call.id, Reply((call.choices[index],), (meta,)))
         transcript.commit(selection.encoded[index], len(branch.segments))
 

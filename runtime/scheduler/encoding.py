@@ -15,8 +15,12 @@ from branchwork.runtime.scheduler.constrained import Masks
 from branchwork.runtime.scheduler.intake import Limits, refusal, unpack
 from branchwork.runtime.scheduler.request import Spend
 from branchwork.runtime.scheduler.vectors import Vector
-from branchwork.runtime.wire import Embed, Event, Failed, Finished, Score, Submit
+from branchwork.runtime.wire import Embed, Event, Failed, Finished, Score, Submit, Tree
 
+_NONE = (
+    *("reused_tokens", "generated_tokens", "drafted_tokens", "accepted_tokens", "hit_rate", "preemptions", "leases"),
+    *("pages", "pages_free", "pages_used", "pages_cached", "pages_available", "pages_evicted", "tree_s"),
+)
 _STATES = {"first": "first", "last": "last", "mean": "sum"}
 
 
@@ -146,12 +150,17 @@ class EncodingScheduler:
         return len(self._live) - len(self._running)
 
     def stats(self) -> dict[str, float | int | str]:
-        """Counters as Scheduler's, without those of a cache."""
-        return {**self._totals, "running": len(self._running), "waiting": self.waiting, "steps": self._steps}
+        """Counters as Scheduler's; there is nothing to say of a cache, of answers and of guesses."""
+        now = {"running": len(self._running), "waiting": self.waiting, "steps": self._steps}
+        return {**dict.fromkeys(_NONE, 0), **self._totals, **now}
 
     def flush(self) -> int:
         """0: nothing is cached."""
         return 0
+
+    def show_tree(self) -> Tree:
+        """An empty one."""
+        return Tree(0, ())
 
     def check(self) -> None:
         """Raises AssertionError when texts do not add up."""

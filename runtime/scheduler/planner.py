@@ -32,6 +32,7 @@ from branchwork.runtime.speculative.draft import NOTHING, Draft, chain
 from branchwork.runtime.speculative.speculator import GRAMMAR, LONGEST, Sides, Speculator
 
 ENDS = -1  # instead of a draw's number: nothing comes after it, the answer is as long as it may get
+GUESSES = 1024  # in one step: each is a draw, whose logits take memory
 SURGE = 8  # budgets that the rows of one Score may take when nothing else is in the step
 
 
@@ -52,15 +53,17 @@ class Job(NamedTuple):
 
 class Step:
     """A step while it is put together. worth: says which guesses pay in it. guesses: how many there are pages for, -1
-    while nobody has asked. ahead: the step before is under way, and may free pages: nobody is preempted."""
+    while nobody has asked. guessed: those in it. ahead: the step before is under way, and may free pages: nobody is
+    preempted."""
 
-    __slots__ = ("ahead", "budget", "busy", "guesses", "jobs", "preempted", "worth")
+    __slots__ = ("ahead", "budget", "busy", "guessed", "guesses", "jobs", "preempted", "worth")
 
     def __init__(self, budget: int, worth: Worth, ahead: bool) -> None:
         self.ahead = ahead
         self.budget = budget
         self.worth = worth
         self.guesses = -1
+        self.guessed = 0
         self.jobs: list[Job] = []
         self.busy: set[int] = set()  # keys of requests with a row
         self.preempted = False
@@ -70,6 +73,7 @@ class Step:
         self.jobs.append(job)
         self.busy.add(request.key)
         self.budget -= len(row.ids)
+        self.guessed += row.draft
         if job.twig < 0 and not job.before:  # guesses count when they have come true
             request.computed = row.start + len(row.ids) - row.draft
 
@@ -191,6 +195,7 @@ class Planner:
         context, due = answer.context, answer.due
         if not due and (context is None or len(request.known) < context.asked_at):
             return NOTHING
+        spare = min(spare, GUESSES - step.guessed)
         room = min(spare, answer.room)
         if room <= 0:
             return NOTHING

@@ -22,7 +22,10 @@ from branchwork.runtime.scheduler.stops import Ending
 from branchwork.runtime.speculative.draft import NOTHING, Draft
 from branchwork.runtime.speculative.speculator import CATCH_UP, Speculator
 from branchwork.runtime.speculative.verify import followed
-from branchwork.runtime.wire import Embed, Event, Failed, Finished, Score, Submit, Usage
+from branchwork.runtime.wire import Embed, Event, Failed, Finished, Score, Submit, Tree, TreeNode, Usage
+
+TREE_NODES = 500  # of the radix tree that onlookers are shown
+TREE_HEAD = 24  # tokens of each
 
 
 class Scheduler:
@@ -60,8 +63,8 @@ class Scheduler:
         self._keys = 0
         self._step = 0
         self._began: float | None = None  # when the step began: messages between two steps are work of the second
-        counted = ("prompt_tokens", "reused_tokens", "computed_tokens", "finished", "drafted_tokens", "accepted_tokens")
-        self._totals = dict.fromkeys(counted, 0)
+        tokens = ("prompt", "reused", "computed", "generated", "drafted", "accepted")
+        self._totals = dict.fromkeys(["finished", *(f"{what}_tokens" for what in tokens)], 0)
 
     # --- messages
 
@@ -104,6 +107,7 @@ class Scheduler:
             first.answer.context = context
         first.answer.look_ahead(first.known)
         ending = first.answer.add_due(first.known)
+        self._totals["generated_tokens"] += len(first.known) - first.prompt
         return [] if ending is None else [self._finish(first, ending)]
 
     def cancel(self, number: int) -> list[Event]:
@@ -195,6 +199,7 @@ class Scheduler:
                 request.answer.prompt_scores += drawn.known
             if row.shape is not None and row.position == len(request.known):  # else its grammar forced other text
                 self._drawn(job, result.rows[n : n + 1 + len(job.branches)], events)
+                self._totals["generated_tokens"] += len(request.known) - row.position
                 if job.draft is not NOTHING:
                     self._planner.shrink(request)
         now = time.monotonic()
@@ -324,9 +329,10 @@ class Scheduler:
     def stats(self) -> dict[str, float | int | str]:
         """Counters since the start, and what is held now. hit_rate: reused of the prompt tokens of ended requests.
 
-        computed_tokens: of prompts and answers, without guesses that did not come true. drafted_tokens,
-        accepted_tokens: guesses, and those that came true; the same by source as drafted_lookup and so on.
-        tree_s: seconds spent in the tree.
+        computed_tokens: of prompts and answers, without guesses that did not come true; generated_tokens: of answers,
+        drawn or forced. drafted_tokens, accepted_tokens: guesses, and those that came true; the same by source as
+        drafted_lookup and so on. pages_available: free ones, and those that nobody holds. tree_s: seconds spent in the
+        tree.
         """
         pages = self._cache.stats()
         prompt = self._totals["prompt_tokens"]
@@ -347,10 +353,16 @@ class Scheduler:
             "pages_free": pages.free,
             "pages_used": pages.pages - pages.free,
             "pages_cached": pages.cached,
+            "pages_available": pages.available,
             "pages_evicted": pages.evicted,
             "leases": pages.leases,
             "tree_s": self._cache.seconds,
         }
+
+    def show_tree(self) -> Tree:
+        """The radix tree, as much of it as may be told."""
+        shown, nodes = self._cache.show(TREE_NODES, TREE_HEAD)
+        return Tree(nodes, tuple(TreeNode(*node) for node in shown))
 
     def flush(self) -> int:
         """Drop all cached pages that no running request holds. Returns how many."""

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import httpx
-import pytest
 
+from tests.checkpoints import checkpoint
+from tests.serving import serving
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with sapling on a free port; its address."""
-    folder = tmp_path_factory.mktemp("serve")
-    yield from serving(folder)
-
-
-def serving(folder: Path, *options: str) -> Iterator[str]:
-    command = [sys.executable, "-m", "branchwork", "serve", "--port", "0", "--endpoint", f"ipc://{folder}/s"]
-    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "HTTP at " in line:
-                break
-        yield line.rpartition("HTTP at ")[2].strip()
-        os.kill(process.pid, signal.SIGTERM)
-        process.communicate(timeout=30)
-    assert process.returncode == 0
+SAPLING = Path(__file__).parents[2] / "runtime" / "sapling"
 
 
 def test_it_says_that_it_is_well(site: str) -> None:
@@ -40,3 +24,28 @@ def test_it_says_that_it_is_well(site: str) -> None:
 def test_an_unknown_path_says_so(site: str) -> None:
     answer = httpx.get(f"{site}/nowhere")
     assert answer.status_code == 404 and "there is no GET /nowhere here" in answer.json()["error"]["message"]
+
+
+def branchwork(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "branchwork", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "160"})
+
+
+def test_a_second_model_is_loaded_when_asked_for_listed_and_let_go(tmp_path: Path) -> None:
+    other = shutil.copytree(checkpoint("llama"), tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(SAPLING / name, other / name)
+    endpoint = f"ipc://{tmp_path}/s"
+    for server in serving(tmp_path, str(other), "-o", "threads=1", "-o", "pages=4000", models=("sapling",)):
+        ask = {"model": "other", "prompt": "a", "max_tokens": 2}
+        assert "goes in" not in branchwork("ps", "--endpoint", endpoint).stdout
+        answer = httpx.post(f"{server.url}/v1/completions", json=ask, timeout=60)
+        assert answer.status_code == 200, answer.text
+        listed = branchwork("ps", "--endpoint", endpoint).stdout
+        assert "other" in listed and "goes in" in listed and "stays" in listed
+        refused = branchwork("stop", "sapling", "--endpoint", endpoint)
+        assert refused.returncode == 2 and "programs there run on" in refused.stderr
+        assert branchwork("stop", "other", "--endpoint", endpoint).returncode == 0
+        deadline = time.monotonic() + 20
+        while "goes in" in branchwork("ps", "--endpoint", endpoint).stdout:
+            assert time.monotonic() < deadline, "a model that was stopped is still there"

@@ -23,7 +23,7 @@ def test_options_are_typed() -> None:
         ("pagesize=16", "unknown runtime option"),
         ("page_size", "name=value"),
         ("page_size=big", "page_size"),
-        ("page_size=0", "at least 1"),
+        ("page_size=-1", "at least 0"),
         ("policy=random", "one of lpm, fcfs"),
         ("dtype=int3", "one of auto"),
     ],

@@ -241,3 +241,27 @@ def test_the_evictor_forgets_what_was_discarded_and_stays_small() -> None:
     assert [evictor.pop() for _ in range(2)] == [leaves[2], leaves[0]]
     with pytest.raises(IndexError):
         evictor.pop()
+
+
+def test_onlookers_see_what_was_used_last_with_its_parents() -> None:
+    cache = PrefixCache(64, 1)
+    trunk = [1, 2, 3, 4]
+    leases = []
+    for end in (10, 20, 30):
+        ids = ids_of(*trunk, end, end + 1)
+        lease = cache.lease(ids, len(ids))
+        assert cache.extend(lease, len(ids))
+        cache.seal(lease, ids, len(ids))
+        leases.append(lease)
+    for lease in leases[:2]:
+        cache.release(lease)
+    shown, total = cache.show(limit=10, head=3)
+    assert total == len(shown) == 4
+    root, *branches = shown
+    assert (root.parent, root.tokens, root.pages, root.locks, root.children) == (-1, 4, 4, 1, 3)
+    assert array("i", root.head) == ids_of(1, 2, 3)
+    assert {branch.parent for branch in branches} == {0} and sorted(branch.locks for branch in branches) == [0, 0, 1]
+    few, total = cache.show(limit=2, head=1)
+    assert total == 4 and few[0].parent == -1 and few[1].parent == 0
+    assert array("i", few[1].head) == ids_of(20), "the branch that was released last"
+    cache.check()

@@ -81,3 +81,11 @@ def test_a_tools_result_gets_the_frame_the_template_writes() -> None:
     assert frames(TOOLS).roles["tool"] == Frame(begin, "\n</tool_response><|im_end|>\n")
     assert frames(CHATML).roles["tool"] == Frame("<|im_start|>tool\n", "<|im_end|>\n")
     assert "tool" not in frames(BRACKETS, **WORDS).roles
+
+
+def test_templates_may_ask_for_json_in_their_own_way_and_mark_what_is_generated() -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{{ {'b': 1, 'a': 'é<'} | tojson(ensure_ascii=True, separators=(',', ':'), sort_keys=True) }}"
+    )
+    assert render(template, [{"role": "user", "content": "hi"}], generate=False) == 'hi{"a":"\\u00e9<","b":1}'
