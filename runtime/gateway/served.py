@@ -154,9 +154,12 @@ class Served:
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """A vector for each prompt, as the model's files say it is made; see loading.pooling. Leaving early cancels
         them. Raises EmbedFailed."""
+        return [array("f", one.vector).tolist() for one in await self.embedded(prompts)]
+
+    async def embedded(self, prompts: Sequence[Sequence[int]]) -> list[wire.Embedded]:
+        """The same as the engine tells it, with what each took."""
         kind, normalize = self.pooling.kind, self.pooling.normalize
-        found = await self.host.embed([pack(ids) for ids in prompts], kind, normalize)
-        return [array("f", one.vector).tolist() for one in found]
+        return await self.host.embed([pack(ids) for ids in prompts], kind, normalize)
 
     def chat(
         self,

@@ -113,6 +113,18 @@ def test_wrong_requests_say_what_is_wrong(site: str, wrong: dict[str, object], m
     assert answer.status_code in (400, 404) and message in answer.json()["error"]["message"]
 
 
+def test_vectors_count_as_what_requests_ended_with(site: str, client: openai.OpenAI) -> None:
+    def ended() -> float:
+        lines = httpx.get(f"{site}/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith("branchwork_request_success_total") and "embedding" in line]
+        return sum(float(line.rpartition(" ")[2]) for line in found)
+
+    client.embeddings.create(model="bert", input="a")
+    before = ended()
+    client.embeddings.create(model="bert", input=TEXTS)
+    assert before >= 1 and ended() == before + len(TEXTS)
+
+
 def told(site: str, model: str) -> dict[str, float]:
     """What /metrics says of a model's engine, by name."""
     lines = [line for line in httpx.get(f"{site}/metrics").text.splitlines() if f'{model}"}}' in line]
