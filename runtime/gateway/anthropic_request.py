@@ -198,7 +198,7 @@ def _choice(body: Counted, tools: list[ToolSpec]) -> tuple[str, list[str] | None
     given = body.tool_choice or {"type": "auto"}
     kind, parallel = given.get("type"), not given.get("disable_parallel_tool_use")
     if kind != "tool":
-        if kind not in _CHOICES:
+        if not isinstance(kind, str) or kind not in _CHOICES:
             raise _wrong("tool_choice", f"its type is {kind!r}; it is auto, any, tool or none")
         return _CHOICES[kind], None, parallel
     name = given.get("name")
@@ -211,7 +211,7 @@ def _format(body: Counted) -> Constraint | None:
     asked = (body.output_config or {}).get("format")
     if not asked:
         return None
-    if asked.get("type") != "json_schema" or not isinstance(asked.get("schema"), dict):
+    if not isinstance(asked, dict) or asked.get("type") != "json_schema" or not isinstance(asked.get("schema"), dict):
         raise _wrong("output_config", "format is {type: json_schema, schema: object}")
     return schema(asked["schema"])
 

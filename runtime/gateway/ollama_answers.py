@@ -158,7 +158,7 @@ def _generated(served: Served, body: Generate) -> Turn:
 
 
 def _chatted(served: Served, body: Chat) -> Turn:
-    """The turn after a conversation; the oldest messages are left out if it is too long, unless told not to."""
+    """The turn after a conversation; if it is too long its oldest messages are left out, unless told not to."""
     messages, tools, format = [_told(one) for one in body.messages], specs(body.tools), shape(body.format)
     context = _thinking(served, body)
     old = [at for at, one in enumerate(messages[:-1]) if one["role"] != "system"]

@@ -82,7 +82,10 @@ def specs(tools: list[dict[str, Any]] | None) -> list[ToolSpec]:
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, dict) or not function.get("name"):
             raise Problem(400, "invalid_request", "a tool is {type: function, function: {name, ...}}", "tools")
-        found.append((str(function["name"]), str(function.get("description") or ""), function.get("parameters")))
+        arguments = function.get("parameters")
+        if not isinstance(arguments, (dict, type(None))):
+            raise Problem(400, "invalid_request", "the parameters of a tool are a JSON Schema, an object", "tools")
+        found.append((str(function["name"]), str(function.get("description") or ""), arguments))
     return turns.specs(found)
 
 

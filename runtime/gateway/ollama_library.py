@@ -6,7 +6,6 @@ Knows: Ollama's fields of models. Must not know: how models answer, where their 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -22,12 +21,12 @@ from branchwork.runtime.gateway.ollama_fields import stamp
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import LINES, Call, Stream
 from branchwork.runtime.loading import modelfile, parameters
-from branchwork.runtime.loading.create import put
+from branchwork.runtime.loading.create import check_template, put
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.pull import Step
 from branchwork.runtime.loading.store import LATEST, RESERVED, Message, Store
 
-_CENTURY = 100 * 365 * 86400.0  # seconds; what never expires does so in a hundred years
+_CENTURY = 100 * 365 * 86400.0  # seconds; what is kept longer is told to expire then
 _ROUND = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
@@ -78,7 +77,7 @@ async def running(call: Call[None]) -> Any:
     found = []
     for row in call.service.models.loaded():
         on_device = 0 if row.served.info.device == "cpu" else row.memory
-        left = row.expires if math.isfinite(row.expires) else _CENTURY
+        left = min(row.expires, _CENTURY)
         found.append(
             {
                 **_listed(entry_of(row.served)),
@@ -135,6 +134,8 @@ async def create(call: Call[Create]) -> Any:
             raise Problem(400, "invalid_request", "from is required: the model that this one is made of", "from")
         said = _with_fields(said, body)
         parameters.check(said.parameters)
+        if said.template is not None:
+            check_template(said.template)
     except LoadError as error:
         raise problem(error) from error
     return await _reported(body, _creating(call.service, body.asked, said))
@@ -212,6 +213,10 @@ async def _creating(service: Service, name: str, said: modelfile.Modelfile) -> A
 
 def _with_fields(said: modelfile.Modelfile, body: Create) -> modelfile.Modelfile:
     """A Modelfile with what single fields say besides."""
+    for one in body.messages or ():
+        if one.role not in modelfile.ROLES:
+            text = f"the role of a first message is one of {', '.join(modelfile.ROLES)}, not {one.role!r}"
+            raise Problem(400, "invalid_request", text, "messages")
     licenses = [body.license] if isinstance(body.license, str) else body.license
     given = {name: [value] if name == "stop" and isinstance(value, str) else value for name, value in _set(body)}
     return said._replace(
@@ -224,7 +229,12 @@ def _with_fields(said: modelfile.Modelfile, body: Create) -> modelfile.Modelfile
 
 
 def _set(body: Create) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in (body.parameters or {}).items() if value is not None]
+    found = [(name, value) for name, value in (body.parameters or {}).items() if value is not None]
+    for name, value in found:
+        texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if not (texts or isinstance(value, (bool, int, float, str))):
+            raise Problem(400, "invalid_request", f"parameter {name} takes a number, a text or texts", "parameters")
+    return found
 
 
 def _listed(one: Entry) -> dict[str, Any]:

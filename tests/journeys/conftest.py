@@ -25,7 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     One for all dialects' tests.
     """
     folder = tmp_path_factory.mktemp("site")
-    with fake_hub.address({"owner/model": fake_hub.files_of(checkpoint("llama"))}) as hub:
+    with fake_hub.serving({"owner/model": fake_hub.files_of(checkpoint("llama"))}) as hub:
         own = {"BRANCHWORK_HOME": str(folder / "library"), "XDG_CACHE_HOME": str(folder / "cache")}
         own |= {"HF_HUB_CACHE": str(folder / "hub"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
         yield from addresses(folder, "-o", "threads=1", "-o", "pages=40000", **own)

@@ -188,3 +188,24 @@ def test_a_body_that_is_no_request_is_refused_in_the_same_shape(site: str) -> No
     assert answer.status_code == 400 and "max_tokens" in answer.json()["error"]["message"]
     assert answer.headers["request-id"] == answer.json()["request_id"]
     assert httpx.get(f"{site}/v1/messages").json()["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [TOOL], "tool_choice": {"type": ["any"]}},
+        {"tools": [{"name": "f", "input_schema": "x"}]},
+        {"tools": [TOOL, TOOL]},
+        {"tool_choice": {"type": "any"}},
+        {"output_config": {"format": "json"}},
+        {"thinking": {"type": ["enabled"]}},
+        {"system": [{"type": "text"}]},
+        {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": 5}]}]},
+        {"messages": [*FRANCE, {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": 5}]}]},
+        {"messages": [*FRANCE, {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {}}]}]},
+    ],
+)
+def test_no_request_is_too_odd_to_be_refused(site: str, more: dict[str, Any]) -> None:
+    body = {"model": "sapling", "max_tokens": 5, "messages": FRANCE, **more}
+    answer = httpx.post(f"{site}/v1/messages", json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"

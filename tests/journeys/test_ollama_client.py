@@ -273,3 +273,23 @@ def test_the_server_can_be_looked_for(site: str) -> None:
     version = httpx.get(f"{site}/api/version").json()["version"]
     assert all(part.isdigit() for part in version.split("."))
     assert "error" in httpx.get(f"{site}/api/nowhere").json()
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat", {"messages": FRANCE, "tools": [{"type": "function", "function": {"name": "f", "parameters": 5}}]}),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"function": 5}]}, *FRANCE]}),
+        ("chat", {"messages": "hello"}),
+        ("generate", {"prompt": "x", "context": [10**6]}),
+        ("generate", {"prompt": "x", "options": []}),
+        ("generate", {"prompt": "x", "logprobs": True, "top_logprobs": 99}),
+        ("create", {"from": "sapling", "parameters": {"numa": {"a": 1}}}),
+        ("create", {"from": "sapling", "messages": [{"role": "tool", "content": "x"}]}),
+        ("create", {"modelfile": "SYSTEM x"}),
+        ("create", {"from": "sapling", "template": "{{ if }}"}),
+    ],
+)
+def test_no_request_is_too_odd_to_be_refused(site: str, path: str, more: dict[str, Any]) -> None:
+    answer = httpx.post(f"{site}/api/{path}", json={"model": "sapling" if path != "create" else "odd", **more})
+    assert answer.status_code == 400 and answer.json()["error"]

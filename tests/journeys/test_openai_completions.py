@@ -1,4 +1,4 @@
-"""/v1/completions as OpenAI's own client meets it: texts and ids in, echoes, and scores that transformers gives."""
+"""/v1/completions as OpenAI's own client meets it: texts and ids in, echoes, and scores as transformers gives them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ import openai
 import pytest
 
 import branchwork.runtime.sapling as sapling
+from tests.serving import addresses
 
 MODEL = Path(sapling.__file__).parent
 TEXTS = ["The capital of France is Paris.", "Water is made of hydrogen and oxygen; é is no ASCII."]
 
 
 @pytest.fixture(scope="module")
-def client(address: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as made:
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that computes as exactly as transformers does."""
+    yield from addresses(tmp_path_factory.mktemp("exact"), "-o", "threads=1", "-o", "pages=4000", "-o", "dtype=float32")
+
+
+@pytest.fixture(scope="module")
+def client(exact: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{exact}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
@@ -39,11 +46,12 @@ def test_ids_and_text_are_the_same_prompt(client: openai.OpenAI, tokenizer: Any)
 
 
 def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI) -> None:
-    alone = [ask(client, text, max_tokens=5).choices[0].text for text in TEXTS]
+    single = [ask(client, text, max_tokens=5) for text in TEXTS]
+    alone, counts = [one.choices[0].text for one in single], [one.usage.completion_tokens for one in single]
     both = ask(client, TEXTS, max_tokens=5, n=2, seed=3)
     assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
     assert [choice.text for choice in both.choices] == [alone[0]] * 2 + [alone[1]] * 2
-    assert both.object == "text_completion" and both.usage.completion_tokens == 20
+    assert both.object == "text_completion" and both.usage.completion_tokens == sum(counts) * 2
 
 
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
@@ -105,14 +113,14 @@ def test_what_is_wrong_is_named(client: openai.OpenAI, wrong: dict[str, Any], pa
 
 
 @pytest.mark.soak
-def test_lm_eval_scores_as_it_does_through_transformers(address: str, tmp_path: Path) -> None:
+def test_lm_eval_scores_as_it_does_through_transformers(exact: str, tmp_path: Path) -> None:
     evaluator = pytest.importorskip("lm_eval.evaluator")
     tasks = pytest.importorskip("lm_eval.tasks")
     questions = [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Japan", "Tokyo"), ("Egypt", "Cairo")]
     capitals = [capital for _, capital in questions]
     lines = [
-        json.dumps({"question": f"The capital of {country} is", "choices": capitals, "gold": n})
-        for n, (country, _) in enumerate(questions)
+        json.dumps({"question": f"The capital of {country} is", "choices": capitals, "gold": number})
+        for number, (country, _) in enumerate(questions)
     ]
     (tmp_path / "capitals.jsonl").write_text("\n".join(lines))
     (tmp_path / "capitals.yaml").write_text(
@@ -121,7 +129,7 @@ def test_lm_eval_scores_as_it_does_through_transformers(address: str, tmp_path: 
         "doc_to_target: '{{gold}}'\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n"
     )
     manager = tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
-    server = f"base_url={address}/v1/completions,model=sapling,tokenizer={MODEL},num_concurrent=1,batch_size=1"
+    server = f"base_url={exact}/v1/completions,model=sapling,tokenizer={MODEL},num_concurrent=1,batch_size=1"
     results = [
         evaluator.simple_evaluate(model=kind, model_args=arguments, tasks=["capitals"], task_manager=manager)
         for kind, arguments in [("local-completions", server), ("hf", f"pretrained={MODEL},device=cpu,dtype=float32")]
