@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -36,7 +37,9 @@ def test_a_second_model_is_loaded_when_asked_for_listed_and_let_go(tmp_path: Pat
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(SAPLING / name, other / name)
     endpoint = f"ipc://{tmp_path}/s"
-    for server in serving(tmp_path, str(other), "-o", "threads=1", "-o", "pages=4000", models=("sapling",)):
+    with contextmanager(serving)(
+        tmp_path, "-o", "threads=1", "-o", "pages=4000", models=("sapling", str(other))
+    ) as server:
         ask = {"model": "other", "prompt": "a", "max_tokens": 2}
         assert "goes in" not in branchwork("ps", "--endpoint", endpoint).stdout
         answer = httpx.post(f"{server.url}/v1/completions", json=ask, timeout=60)

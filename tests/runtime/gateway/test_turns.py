@@ -40,6 +40,7 @@ def model(template: str | None) -> Served:
     """A model of which only the text side has begun."""
     served = Served("sapling", [], Path("/nowhere"), lambda connection, message: None)
     served.texts, served.template, served.specials = TEXTS, template, {}
+    served.found = Resolved("sapling", Path("/nowhere"))
     served.info = ModelInfo(name="sapling", family="oak", context=2048, vocab=3072, eos_ids=(2,), frames=None)  # type: ignore[arg-type]
     return served
 
