@@ -27,6 +27,14 @@ def test_an_unknown_path_says_so(site: str) -> None:
     assert answer.status_code == 404 and "there is no GET /nowhere here" in answer.json()["error"]["message"]
 
 
+def test_pages_and_names_from_elsewhere_are_kept_out(site: str) -> None:
+    foreign = httpx.get(f"{site}/v1/models", headers={"origin": "https://example.org"})
+    assert foreign.status_code == 403 and "--origin https://example.org" in foreign.json()["error"]["message"]
+    rebound = httpx.get(f"{site}/api/tags", headers={"host": "evil.example:80"})
+    assert rebound.status_code == 403 and "evil.example" in rebound.json()["error"]
+    assert httpx.get(f"{site}/v1/models", headers={"origin": site}).status_code == 200
+
+
 def branchwork(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "branchwork", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "160"})

@@ -16,6 +16,7 @@ from branchwork.runtime.gateway.served import Prompt, Served
 from branchwork.runtime.gateway.service import Problem
 from branchwork.runtime.gateway.text import Texts
 from branchwork.runtime.gateway.turns import Ask, next_turn, resumed, specs
+from branchwork.runtime.loading.hub import Resolved
 
 MODEL = Path(sapling.__file__).parent
 TEXTS = Texts(MODEL)
