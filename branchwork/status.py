@@ -13,15 +13,18 @@ Table = list[tuple[str, ...]]
 
 def describe(endpoint: str, stats: dict[str, Any]) -> Table:
     """(what, finding) rows. stats: as a runtime answers, see RuntimeBackend.stats()."""
-    share = stats["pages_used"] / stats["pages"]
     cached = stats["pages_cached"] * stats["page_size"]
     tokens = stats["pages"] * stats["page_size"]
+    pool = "none, as it is a model for embeddings"
+    if tokens:
+        share = stats["pages_used"] / stats["pages"]
+        pool = f"{size(stats['kv_bytes'])} for {tokens:,} tokens, {share:.1%} in use ({cached:,} tokens cached)"
     return [
         ("endpoint", endpoint),
         ("model", f"{stats['model']}, {number(stats['parameters'])} parameters, context {stats['context']:,}"),
         ("weights", f"{stats['weights']}, {size(stats['weight_bytes'])}"),
         ("device", f"{stats['device']}, {stats['threads']} thread{'s' * (stats['threads'] != 1)}"),
-        ("KV pool", f"{size(stats['kv_bytes'])} for {tokens:,} tokens, {share:.1%} in use ({cached:,} tokens cached)"),
+        ("KV pool", pool),
         ("requests", f"{stats['running']} running, {stats['waiting']} waiting, {stats['finished']:,} finished"),
         ("programs", f"{stats['programs']} open"),
         ("prompt tokens", f"{stats['prompt_tokens']:,}, {stats['hit_rate']:.1%} of them found in the cache"),

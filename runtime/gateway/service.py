@@ -18,6 +18,7 @@ from branchwork.runtime.gateway.journal import Journal
 from branchwork.runtime.gateway.local import CONNECTION, Ended, Piece, ProgramFailed
 from branchwork.runtime.gateway.models import Models, Unavailable, Unknown, Wanted
 from branchwork.runtime.gateway.served import Prompt, Say, Served
+from branchwork.runtime.programs.embeds import EmbedFailed
 
 RETRY_AFTER = 1.0  # seconds, where nothing better is known
 _STATUS = {  # by the codes of failed programs; others are the client's fault
@@ -26,6 +27,7 @@ _STATUS = {  # by the codes of failed programs; others are the client's fault
     "engine_error": 500,
     "gateway_error": 500,
     "no_token": 500,
+    "no_vector": 500,
     "out_of_memory": 503,
 }
 
@@ -138,6 +140,20 @@ class Service:
             return chosen
         except ProgramFailed as error:
             raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
+
+    async def embed(
+        self, served: Served, prompts: Sequence[Sequence[int]], param: str | None = None
+    ) -> list[list[float]]:
+        """A vector for each prompt. param: the field that prompts came in. Raises Problem."""
+        empty = next((index for index, ids in enumerate(prompts) if not ids), None)
+        if empty is not None:
+            raise Problem(400, "empty_prompt", f"text {empty} is empty; give some text", param)
+        try:
+            return await served.embed(prompts)
+        except EmbedFailed as error:
+            status = _STATUS.get(error.code, 400)
+            which = f"text {error.index}: " if len(prompts) > 1 and status == 400 else ""
+            raise Problem(status, error.code, f"{which}{error}", param if status == 400 else None) from error
 
     async def drain(self, grace: float) -> bool:
         """Refuse what is new and wait for what is under way, at most `grace` seconds; whether all of it has ended."""
