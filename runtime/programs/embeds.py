@@ -52,7 +52,8 @@ class Embeds:
                 found.append(outcome)
         finally:
             for one in asked:
-                if self._asked.pop(one.message.id, None) is not None and not one.outcome.done():
+                came = one.outcome.done() and not one.outcome.cancelled()  # what is awaited when we leave is cancelled
+                if self._asked.pop(one.message.id, None) is not None and not came:
                     self._send(wire.Cancel(one.message.id))
         return found
 
