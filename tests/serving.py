@@ -38,9 +38,11 @@ def serving(
         with subprocess.Popen(
             [*command, *options], stderr=out, text=True, env={**os.environ, **(environment or {})}
         ) as process:
-            yield Serving(_address(process, written), process, log)
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
+            try:
+                yield Serving(_address(process, written), process, log)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout=30)
         assert process.returncode == 0, log.read_text()
 
 

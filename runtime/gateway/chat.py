@@ -10,9 +10,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -33,16 +34,8 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], *, generate: bo
 
     context: what templates expect beside messages (bos_token, eos_token, tools). Raises ChatTemplateError.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = _to_json
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
-        return environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=generate, **context
-        )
+        return _compiled(template).render(messages=list(messages), add_generation_prompt=generate, **context)
     except (TemplateError, TypeError, KeyError) as error:
         raise ChatTemplateError(str(error)) from error
 
@@ -149,6 +142,18 @@ def frames(template: str | None, **context: Any) -> ChatFrames:
         if gap.endswith(user_begin) and system_begin.startswith(start):
             roles["system"] = Frame(system_begin[len(start) :], gap[: len(gap) - len(user_begin)])
     return ChatFrames(roles=roles, start=start, default_system=head[: len(head) - len(user_begin)])
+
+
+@lru_cache(maxsize=32)  # compiling takes 8 ms, rendering 0.1
+def _compiled(template: str) -> Template:
+    """Raises TemplateError."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _to_json
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
 
 
 class _Generation(Extension):

@@ -171,6 +171,8 @@ class Models:
 
         The engine stays while it has other names.
         """
+        found = self._find(name)
+        name = name if found is None else found.name
         for slot in self._slots.values():
             if name in slot.names and name not in self._pinned:
                 if len(slot.names) > 1:

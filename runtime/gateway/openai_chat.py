@@ -208,7 +208,7 @@ async def _chunks(call: Call[Body]) -> AsyncGenerator[bytes, None]:
         nothing = {"usage": None} if body.usage_asked else {}
         async with aclosing(answers):
             async for one in answers:
-                choice = told.setdefault(one.sample, _Told(asked))
+                choice = told.get(one.sample) or told.setdefault(one.sample, _Told(asked))
                 for shape in _pieces(asked, choice, one):
                     shape = {"index": one.sample, **shape}
                     yield event({**asked.head, "choices": [shape], **nothing})

@@ -189,7 +189,7 @@ async def _chunks(call: Call[Body]) -> AsyncGenerator[bytes, None]:
         async with aclosing(answers):
             async for number, one in answers:
                 index = number * asked.params.n + one.sample
-                choice = told.setdefault(index, _Told())
+                choice = told.get(index) or told.setdefault(index, _Told())
                 if not pieces:
                     assert isinstance(one, Ended)
                     shape = _whole(asked, body, asked.prompts[number], one)

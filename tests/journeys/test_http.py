@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +27,14 @@ def test_an_unknown_path_says_so(site: str) -> None:
     assert answer.status_code == 404 and "there is no GET /nowhere here" in answer.json()["error"]["message"]
 
 
+def test_pages_and_names_from_elsewhere_are_kept_out(site: str) -> None:
+    foreign = httpx.get(f"{site}/v1/models", headers={"origin": "https://example.org"})
+    assert foreign.status_code == 403 and "--origin https://example.org" in foreign.json()["error"]["message"]
+    rebound = httpx.get(f"{site}/api/tags", headers={"host": "evil.example:80"})
+    assert rebound.status_code == 403 and "evil.example" in rebound.json()["error"]
+    assert httpx.get(f"{site}/v1/models", headers={"origin": site}).status_code == 200
+
+
 def branchwork(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "branchwork", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "160"})
@@ -36,7 +45,9 @@ def test_a_second_model_is_loaded_when_asked_for_listed_and_let_go(tmp_path: Pat
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(SAPLING / name, other / name)
     endpoint = f"ipc://{tmp_path}/s"
-    for server in serving(tmp_path, str(other), "-o", "threads=1", "-o", "pages=4000", models=("sapling",)):
+    with contextmanager(serving)(
+        tmp_path, "-o", "threads=1", "-o", "pages=4000", models=("sapling", str(other))
+    ) as server:
         ask = {"model": "other", "prompt": "a", "max_tokens": 2}
         assert "goes in" not in branchwork("ps", "--endpoint", endpoint).stdout
         answer = httpx.post(f"{server.url}/v1/completions", json=ask, timeout=60)
