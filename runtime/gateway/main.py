@@ -93,8 +93,11 @@ async def serve(arguments: Arguments) -> int:
         finally:
             await models.close()
         return 0
-    except (zmq.ZMQError, ConfigError) as error:
+    except zmq.ZMQError as error:
         print(f"gateway: cannot listen on {arguments.endpoint}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except ConfigError as error:
+        print(f"gateway: {error}", file=sys.stderr, flush=True)
         return 1
     finally:
         if server is not None:
