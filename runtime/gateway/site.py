@@ -60,6 +60,10 @@ class Site:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
+        try:
+            config.load()
+        except (OSError, ValueError) as error:  # ssl's errors are OSErrors
+            raise ConfigError(f"the TLS certificate or its key cannot be used: {error}") from error
         self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
         self._tracing = tracing()
