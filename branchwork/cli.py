@@ -108,6 +108,8 @@ def serve(
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file, for https")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
     rate: Annotated[int, typer.Option(min=0, help="requests a minute of one key; 0 for any number")] = 0,
+    keep_alive: Annotated[float, typer.Option(min=0, help="seconds that a model nobody asks stays loaded")] = 300.0,
+    memory: Annotated[float, typer.Option(min=0, help="GiB that all models may take; 0 for what is free")] = 0.0,
     grace: Annotated[float, typer.Option(min=0, help="seconds that requests get to end on SIGTERM")] = 10.0,
     log: Annotated[str, typer.Option(help="a line a request on standard error: json, text or off")] = "off",
     endpoint: Annotated[str, typer.Option(help="for programs: ipc:///path or tcp://127.0.0.1:port")] = "",
@@ -138,7 +140,16 @@ def serve(
     errors.print(f"connect with: [bold]branchwork.connect({endpoint!r})[/]", highlight=False)
     errors.print("Ctrl-C ends the runtime")
     with loading_bar() as say:
-        arguments = gateway.Arguments(models or ["sapling"], endpoint, option or [], curve_keys, http=http, say=say)
+        arguments = gateway.Arguments(
+            models or ["sapling"],
+            endpoint,
+            option or [],
+            curve_keys,
+            http=http,
+            memory=memory,
+            keep_alive=keep_alive,
+            say=say,
+        )
         status = asyncio.run(gateway.serve(arguments))
     raise typer.Exit(status)
 
@@ -191,22 +202,28 @@ def ps(
     endpoint: Annotated[str, typer.Option(help="a running runtime's endpoint; default: of `branchwork serve`")] = "",
     curve_keys: Annotated[str, typer.Option(help="folder with its CURVE keys, for another machine")] = "",
 ) -> None:
-    """What a running runtime serves: its model, memory, requests and hit rate."""
-    import branchwork as bw
-    from branchwork.status import describe
+    """What a running runtime serves: its models, memory, requests and hit rate."""
+    from branchwork.status import describe, loaded
 
-    endpoint = endpoint or default_endpoint()
-    try:
-        backend = bw.connect(endpoint, token=os.environ.get("BRANCHWORK_TOKEN", ""), curve_keys=curve_keys, timeout=3)
-    except bw.RuntimeUnavailable as error:
-        errors.print(f"no runtime serves at {endpoint}; `branchwork serve` starts one", highlight=False, soft_wrap=True)
-        errors.print(f"({escape(str(error))})", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    try:
-        rows = describe(endpoint, backend.stats())
-    finally:
-        backend.close()
+    with _running(endpoint, curve_keys) as (where, backend):
+        rows, models = describe(where, backend.stats()), loaded(backend.ask("models")["models"])
     _print_table("", rows)
+    if len(models) > 1:
+        _print_table("loaded models", models)
+
+
+@app.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="a model that a running server has loaded")],
+    endpoint: Annotated[str, typer.Option(help="a running runtime's endpoint; default: of `branchwork serve`")] = "",
+    curve_keys: Annotated[str, typer.Option(help="folder with its CURVE keys, for another machine")] = "",
+) -> None:
+    """Let a loaded model go, as soon as nobody uses it, and give back its memory."""
+    with _running(endpoint, curve_keys) as (where, backend):
+        if not backend.ask(f"stop {name}")["stopped"]:
+            names = ", ".join(model["name"] for model in backend.ask("models")["models"])
+            _fail(f"{name!r} is not loaded at {where}, or is what programs there run on; loaded: {names}")
+    console.print(f"{name} goes when its last request has ended", highlight=False)
 
 
 @app.command()
@@ -305,6 +322,24 @@ def default_endpoint() -> str:
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         _fail(f"{folder} can be entered by other users; remove it, or give --endpoint")
     return f"ipc://{folder}/runtime"
+
+
+@contextlib.contextmanager
+def _running(endpoint: str, curve_keys: str) -> Iterator[tuple[str, bw.RuntimeBackend]]:
+    """A connection to a running runtime, and where that is."""
+    import branchwork as bw
+
+    endpoint = endpoint or default_endpoint()
+    try:
+        backend = bw.connect(endpoint, token=os.environ.get("BRANCHWORK_TOKEN", ""), curve_keys=curve_keys, timeout=3)
+    except bw.RuntimeUnavailable as error:
+        errors.print(f"no runtime serves at {endpoint}; `branchwork serve` starts one", highlight=False, soft_wrap=True)
+        errors.print(f"({escape(str(error))})", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    try:
+        yield endpoint, backend
+    finally:
+        backend.close()
 
 
 def _print_table(title: str, rows: Iterable[tuple[str, ...]]) -> None:

@@ -5,6 +5,7 @@ Knows: names and units of stats. Must not know: connections, the terminal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Table = list[tuple[str, ...]]
@@ -12,19 +13,36 @@ Table = list[tuple[str, ...]]
 
 def describe(endpoint: str, stats: dict[str, Any]) -> Table:
     """(what, finding) rows. stats: as a runtime answers, see RuntimeBackend.stats()."""
-    share = stats["pages_used"] / stats["pages"]
     cached = stats["pages_cached"] * stats["page_size"]
     tokens = stats["pages"] * stats["page_size"]
+    pool = "none, as it is a model for embeddings"
+    if tokens:
+        share = stats["pages_used"] / stats["pages"]
+        pool = f"{size(stats['kv_bytes'])} for {tokens:,} tokens, {share:.1%} in use ({cached:,} tokens cached)"
     return [
         ("endpoint", endpoint),
         ("model", f"{stats['model']}, {number(stats['parameters'])} parameters, context {stats['context']:,}"),
         ("weights", f"{stats['weights']}, {size(stats['weight_bytes'])}"),
         ("device", f"{stats['device']}, {stats['threads']} thread{'s' * (stats['threads'] != 1)}"),
-        ("KV pool", f"{size(stats['kv_bytes'])} for {tokens:,} tokens, {share:.1%} in use ({cached:,} tokens cached)"),
+        ("KV pool", pool),
         ("requests", f"{stats['running']} running, {stats['waiting']} waiting, {stats['finished']:,} finished"),
         ("programs", f"{stats['programs']} open"),
         ("prompt tokens", f"{stats['prompt_tokens']:,}, {stats['hit_rate']:.1%} of them found in the cache"),
         ("up for", duration(stats["uptime"])),
+    ]
+
+
+def loaded(models: Sequence[Mapping[str, Any]]) -> Table:
+    """Loaded models as rows: name, memory, what it is, who uses it, when it goes."""
+    return [
+        (
+            model["name"],
+            size(model["memory"]),
+            f"{model['weights']} on {model['device']}",
+            f"{model['users']} request{'s' * (model['users'] != 1)}",
+            "stays" if model["expires"] is None else f"goes in {duration(model['expires'])}",
+        )
+        for model in models
     ]
 
 

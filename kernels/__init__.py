@@ -49,14 +49,17 @@ __all__ = [
     "attention_planner",
     "embedding",
     "expert_mlp",
+    "gelu",
     "gelu_mul",
     "kv_row",
+    "layer_norm",
     "linear",
     "pack_experts",
     "pack_linear",
     "paged_attention",
     "penalise",
     "quantize",
+    "ragged_attention",
     "report",
     "rms_norm",
     "rope",
@@ -83,6 +86,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return out
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension. x [T, C], weight and bias [C]."""
+    out: Tensor = implementation("layer_norm", x.device.type)(x, weight, bias, eps)
+    return out
+
+
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q [T, H, D] and k [T, KVH, D] rotated by cos, sin [T, D/2] (float32), rotate-half layout. Returns new tensors.
 
@@ -95,6 +104,12 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate_up [T, 2F], gate in the first half. Returns [T, F]."""
     out: Tensor = implementation("silu_mul", gate_up.device.type)(gate_up)
+    return out
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x times the normal distribution's share below x, in its exact form. x [T, F] contiguous."""
+    out: Tensor = implementation("gelu", x.device.type)(x)
     return out
 
 
@@ -211,6 +226,16 @@ def paged_attention(
     out: Tensor = implementation("paged_attention", q.device.type, q.shape[-1])(
         q, k_pool, v_pool, page_table, cu_rows, kv_len, scale, window, plan=plan
     )
+    return out
+
+
+def ragged_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """Attention of texts that lie one behind the other, every token to all tokens of its own text. Returns [T, H, D].
+
+    q, k, v [T, H, D], which may be views of one fused product; lengths: tokens of each text, T together. Texts of one
+    length are best neighbours.
+    """
+    out: Tensor = implementation("ragged_attention", q.device.type)(q, k, v, lengths, scale)
     return out
 
 

@@ -55,8 +55,10 @@ def _products(op: str) -> tuple[Entry, Entry, Entry]:
 TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
     "rms_norm": _row("rms_norm", "norm", _native("rms_norm"), gpu="norm"),
     "add_rms_norm": _row("add_rms_norm", "norm", _native("add_rms_norm"), gpu="norm"),
+    "layer_norm": _row("layer_norm", "norm"),
     "rope": _row("rope", "rope", _native("rope"), gpu="rope"),
     "silu_mul": _row("silu_mul", "activation", _native("silu_mul"), gpu="activation"),
+    "gelu": _row("gelu", "activation", _native("gelu")),
     "gelu_mul": _row("gelu_mul", "activation", gpu="activation"),
     "linear": _row("linear", "linear", *_products("linear"), gpu="linear"),
     "pack_linear": _row("pack_linear", "linear", *_products("pack_linear"), gpu="linear"),
@@ -76,6 +78,7 @@ TABLE: dict[str, dict[str, tuple[Entry, ...]]] = {
         Entry("torch", "cpu.gathered_attention", "paged_attention"),
         gpu="attention",
     ),
+    "ragged_attention": _row("ragged_attention", "ragged"),
     "attention_planner": _row("attention_planner", "planning", gpu="attention_planner"),
     "tree_attention": _row("tree_attention", "attention", gpu="attention"),
     "apply_mask": _row("apply_mask", "sample", gpu="mask"),

@@ -122,7 +122,8 @@ class Close(msgspec.Struct, frozen=True, tag="close"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """A question about the runtime, answered by Answer with the same number: stats, flush_cache, shutdown."""
+    """A question about the runtime, answered by Answer with the same number: stats, flush_cache, shutdown; models
+    (those that are loaded), "stop NAME" (let one go)."""
 
     number: int
     what: str

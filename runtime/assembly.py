@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from branchwork.runtime.config import Config, ConfigError, Hardware, ModelSize, 
 from branchwork.runtime.engine import Channel, Engine, Hands
 from branchwork.runtime.execution import warm as warming
 from branchwork.runtime.execution.drafting import DraftModel, same_vocabulary
+from branchwork.runtime.execution.encoding import EncodingRunner
 from branchwork.runtime.execution.memory import free_memory, working_memory
 from branchwork.runtime.execution.runner import Runner, bytes_per_page, kv_dtype, pick_device, set_threads
 from branchwork.runtime.execution.threads import pick_threads
@@ -34,13 +36,16 @@ from branchwork.runtime.grammar.recipe import Options
 from branchwork.runtime.grammar.vocabulary import Vocabulary, encoder
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model
+from branchwork.runtime.loading.pooling import load_pooling
 from branchwork.runtime.loading.tokenizer import eos_ids, load_tokenizer, token_bytes
 from branchwork.runtime.loading.weights import choose_dtype
+from branchwork.runtime.models.bert import parameters as encoder_parameters
 from branchwork.runtime.models.decoder import Decoder
-from branchwork.runtime.models.registry import load_model, load_spec
+from branchwork.runtime.models.registry import is_encoder, load_encoder, load_model, load_spec
 from branchwork.runtime.models.size import in_layers, parameters
 from branchwork.runtime.models.spec import ModelSpec
 from branchwork.runtime.plan import Plan, Row
+from branchwork.runtime.scheduler.encoding import EncodingScheduler
 from branchwork.runtime.scheduler.planner import GUESSES
 from branchwork.runtime.scheduler.scheduler import Scheduler
 from branchwork.runtime.speculative.cost import measured
@@ -85,18 +90,15 @@ def probe(config: Config, runner: Hands, tokens: int, draft: int = 0) -> None:
     runner.launch(Plan(0, (row,))).sample().collect()
 
 
-def threads_of(config: Config, runner: Hands, cores: int) -> tuple[int, str]:
-    """Settle the number of CPU threads; with a line that says why it is that."""
+def threads_of(config: Config, forward: Callable[[int], None], most: int, cores: int) -> tuple[int, str]:
+    """Settle the number of CPU threads; with a line that says why it is that. forward: a step of so many tokens, at
+    most `most`."""
     if config.device != "cpu":
         return config.threads or 1, "threads: not measured, the device computes"
     if config.threads:
         set_threads(config.threads)
         return config.threads, f"threads: {config.threads}, as asked for"
-
-    def forward(tokens: int) -> None:
-        probe(config, runner, tokens)
-
-    return pick_threads(cores, min(PROMPT, most_tokens(config)), set_threads, forward, time.perf_counter)
+    return pick_threads(cores, min(PROMPT, most), set_threads, forward, time.perf_counter)
 
 
 def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, vocab: int = 0) -> Speculator:
@@ -120,7 +122,8 @@ def speculator_of(config: Config, runner: Hands, draft: Decoder | None = None, v
 
 
 class Built(NamedTuple):
-    """compiled: a descriptor that can be read when constraints have been compiled. notes: what was decided, and why."""
+    """compiled: a descriptor that can be read when constraints have been compiled, -1 for none. notes: what was
+    decided, and why."""
 
     engine: Engine
     ready: wire.Ready
@@ -136,6 +139,8 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     device = pick_device(config.device)
     config = on_device(config, device)
     say("loading weights", 0.0)
+    if is_encoder(directory):
+        return build_encoder(config, directory, say)
     aside = ThreadPoolExecutor(2, thread_name_prefix="aside")
     reading = aside.submit(_tokens, directory, load_spec(directory).vocab)  # takes as long as small weights
     compiling = aside.submit(compile_ahead, config, load_spec(directory)) if device != "cpu" else None
@@ -183,7 +188,7 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     if runner.pool.scratch is not None:
         say("compiling kernels", 0.0)
         warm(runner, runner.pool.scratch, config.page_size, config.budget, config.max_running, spec.vocab)
-    threads, why = threads_of(config, runner, hardware.cores)
+    threads, why = threads_of(config, partial(probe, config, runner), most_tokens(config), hardware.cores)
     notes.append(why)
     compiler = Compiler(vocabulary, limits_of(config))
     scheduler = Scheduler(
@@ -201,6 +206,49 @@ def build(config: Config, directory: Path, say: Callable[[str, float], None]) ->
     ready = _ready(config, model, config.pages * size.page_bytes, threads)
     overlap = config.overlap == "on" or (config.overlap == "auto" and device != "cpu")
     return Built(Engine(scheduler, runner, overlap), ready, compiler.fileno(), notes)
+
+
+def build_encoder(config: Config, directory: Path, say: Callable[[str, float], None]) -> Built:
+    """As `build`, of a model that makes vectors alone. config: what depends on the device is filled in."""
+    model = load_encoder(
+        directory,
+        dtype=config.dtype,
+        device=config.device,
+        quantize=config.quantize,
+        progress=lambda part: say("loading weights", part),
+    )
+    spec, runner = model.spec, EncodingRunner(model)
+    longest = min(spec.context, load_pooling(directory).longest or spec.context)
+    context = min(config.context or longest, spec.context)
+
+    def forward(tokens: int) -> None:
+        runner.launch(Plan(0, (Row(-1, 0, [0] * tokens, (), state="last"),))).sample().collect()
+
+    threads, why = threads_of(config, forward, context, cores())
+    scheduler = EncodingScheduler(
+        vocab=spec.vocab,
+        context=context,
+        budget=config.budget,
+        max_running=config.max_running,
+        queue_limit=config.queue_limit,
+    )
+    numbers = encoder_parameters(spec)
+    ready = wire.Ready(
+        pages=0,
+        page_size=1,
+        context=context,
+        device=model.device.type,
+        family=spec.family,
+        vocab=spec.vocab,
+        weight_bytes=model.weight_bytes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        threads=threads,
+        parameters=numbers,
+        in_layers=numbers - (spec.vocab + spec.positions + spec.kinds) * spec.hidden,
+        read_bytes=model.weight_bytes,
+        generates=False,
+    )
+    return Built(Engine(scheduler, runner), ready, -1, [why])
 
 
 def compile_ahead(config: Config, spec: ModelSpec) -> list[str]:
@@ -268,7 +316,8 @@ def main() -> None:
             print(f"engine: {note}", file=sys.stderr, flush=True)
         gc.freeze()  # collections between steps need not look at what is here
         gc.enable()
-        channel.watch(built.compiled)
+        if built.compiled >= 0:
+            channel.watch(built.compiled)
         channel.send([built.ready])
         built.engine.run(channel.receive, channel.send)
     finally:

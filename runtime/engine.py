@@ -24,9 +24,8 @@ import zmq
 from branchwork.runtime import wire
 from branchwork.runtime.config import resident
 from branchwork.runtime.execution.runner import Pending
-from branchwork.runtime.plan import Plan
+from branchwork.runtime.plan import Plan, Result
 from branchwork.runtime.scheduler.constrained import Masks
-from branchwork.runtime.scheduler.scheduler import Scheduler
 
 MAX_INBOX = 10_000  # messages taken between two steps: a flood of requests may not starve the running ones
 
@@ -35,6 +34,25 @@ class Hands(Protocol):
     """What the loop needs of execution: start a step, after the draws of another; its Pending gives the Result."""
 
     def launch(self, plan: Plan, before: Pending | None = None) -> Pending: ...
+
+
+class Brain(Protocol):
+    """What the loop needs of a scheduler; see scheduler.Scheduler for what each verb means."""
+
+    @property
+    def idle(self) -> bool: ...
+    def add(self, message: wire.Submit | wire.Score | wire.Embed) -> list[wire.Event]: ...
+    def cancel(self, number: int) -> list[wire.Event]: ...
+    def compiled(self) -> list[wire.Event]: ...
+    def fail_all(self, code: str, message: str) -> list[wire.Event]: ...
+    def plan(self) -> Plan | None: ...
+    def plan_ahead(self) -> Plan | None: ...
+    def masks(self, plan: Plan) -> Masks | None: ...
+    def commit(self, plan: Plan, result: Result) -> list[wire.Event]: ...
+    def stats(self) -> dict[str, float | int | str]: ...
+    def flush(self) -> int: ...
+    def show_tree(self) -> wire.Tree: ...
+    def check(self) -> None: ...
 
 
 class StepFailed(Exception):
@@ -93,7 +111,7 @@ class Engine:
     overlap: a step is launched before the one before is committed, where the scheduler can plan it.
     """
 
-    def __init__(self, scheduler: Scheduler, hands: Hands, overlap: bool = False) -> None:
+    def __init__(self, scheduler: Brain, hands: Hands, overlap: bool = False) -> None:
         self._scheduler = scheduler
         self._hands = hands
         self._overlap = overlap
@@ -172,7 +190,7 @@ class Engine:
             self._stepping += time.perf_counter() - begun
 
     def _take(self, message: wire.ToEngine) -> list[wire.FromEngine]:
-        if isinstance(message, (wire.Submit, wire.Score)):
+        if isinstance(message, (wire.Submit, wire.Score, wire.Embed)):
             return [*self._scheduler.add(message)]
         if isinstance(message, wire.Cancel):
             return [*self._scheduler.cancel(message.id)]

@@ -32,6 +32,8 @@ class Row(msgspec.Struct, frozen=True):
         [max(score_from, 1), len(ids)) token ids[i] is scored from the logits at ids[i-1]. len(ids) for none.
     score_next: tokens that are scored, as known ones, from the logits at the last of `ids`.
     score_top: top-k wanted with known-token scores.
+    state: which of the row's last normed hidden states are wanted: "" none, "first" or "last" that of its first or last
+        id, "sum" the sum of all of them, see Drawn.
     after: the row's only id is not known yet: it is what draw number `after` of the step before gives, and `ids` holds
         a 0 for it. Draws are counted over the rows of that step. -1 for rows whose ids are known.
     """
@@ -50,6 +52,7 @@ class Row(msgspec.Struct, frozen=True):
     score_top: int = 0
     draft: int = 0
     masked: bool = False
+    state: str = ""
     after: int = -1
 
 
@@ -63,12 +66,15 @@ class Drawn(msgspec.Struct, frozen=True):
 
     fault: why a row that should have drawn has no token; its request ends with that, the others go on.
     known: scores of known tokens in order, then score_next's.
+    state: what Row.state asked for, float64 packed [C]. A sum is of states rounded to multiples of 2^-24, which floats
+        of 64 bits add without error up to 2^29: it is the same in whatever order, and over whatever steps, it is made.
     """
 
     tokens: tuple[int, ...] = ()
     scores: tuple[TokenScore, ...] = ()
     known: tuple[TokenScore, ...] = ()
     fault: str = ""
+    state: bytes = b""
 
 
 class Result(msgspec.Struct, frozen=True):

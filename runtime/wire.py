@@ -6,6 +6,8 @@ is enforced.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from branchwork.lang.constraint import Constraint
@@ -71,6 +73,19 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
     priority: int = 0
 
 
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """One vector that stands for `ids` (int32, little-endian, packed): of the model's last normed hidden states.
+
+    pooling: the state of the first token, that of the last one, or the mean of all. normalize: scaled to length 1.
+    """
+
+    id: int
+    ids: bytes
+    pooling: Literal["first", "last", "mean"] = "mean"
+    normalize: bool = True
+    priority: int = 0
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: int
 
@@ -86,7 +101,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the engine process."""
 
 
-ToEngine = Submit | Score | Cancel | Ask | Stop
+ToEngine = Submit | Score | Embed | Cancel | Ask | Stop
 
 # --- engine to gateway
 
@@ -184,9 +199,17 @@ class Scored(msgspec.Struct, frozen=True, tag="scored"):
     usage: Usage
 
 
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
+    """The vector of an Embed: float32, little-endian, packed."""
+
+    id: int
+    vector: bytes
+    usage: Usage
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Request `id` cannot be served: code (context_length, queue_full, bad_request, engine_error,
-    no_token, grammar_error, or the code of a ConstraintError), and the figure."""
+    """Request `id` cannot be served: code (context_length, queue_full, bad_request, unsupported, engine_error,
+    no_token, no_vector, grammar_error, or the code of a ConstraintError), and the figure."""
 
     id: int
     code: str
@@ -197,7 +220,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """What the engine serves. quantization: the weights' kind where they are not kept in `dtype`. Sizes are bytes.
 
     in_layers: parameters that a token is multiplied with, without embedding and head. read_bytes: of the weights that
-    a forward of one token reads, so without an embedding that is only looked up and without idle experts.
+    a forward of one token reads, so without an embedding that is only looked up and without idle experts. generates:
+    whether it writes text; one that does not serves Embed alone, and has no KV.
     """
 
     pages: int
@@ -214,6 +238,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     parameters: int = 0
     in_layers: int = 0
     read_bytes: int = 0
+    generates: bool = True
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -257,8 +282,8 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     tree: Tree | None = None
 
 
-FromEngine = Tokens | Finished | Scored | Failed | Ready | Loading | Broken | Answer
-Event = Tokens | Finished | Scored | Failed
+FromEngine = Tokens | Finished | Scored | Embedded | Failed | Ready | Loading | Broken | Answer
+Event = Tokens | Finished | Scored | Embedded | Failed
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_ENGINE: msgspec.msgpack.Decoder[list[ToEngine]] = msgspec.msgpack.Decoder(list[ToEngine])

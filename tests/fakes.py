@@ -29,6 +29,11 @@ def fake_score(ids: Sequence[int], token: int, top: int, vocab: int) -> TokenSco
     return TokenScore(token, -(_hash([*ids, token], 2) % 10_000) / 1000, tuple(best))
 
 
+def fake_state(ids: Sequence[int]) -> list[float]:
+    """The hidden state of the last of `ids`: a function of all of them. Sums of such are exact."""
+    return [float(_hash(ids, 3 + n) % 4096 - 2048) for n in range(4)]
+
+
 class FakeRunner:
     """execute(plan) -> result. `tokens`: how many were computed in all. `steps`: rows of every plan, for tests."""
 
@@ -50,6 +55,10 @@ class FakeRunner:
                 self._kv[slot] = (token, position)
         return Result(plan.step, tuple(self._draw(row) for row in plan.rows))
 
+    def _state(self, row: Row, seen: Sequence[int]) -> bytes:
+        ends = {"": (), "first": (row.start,), "last": (len(seen) - 1,), "sum": range(row.start, len(seen))}[row.state]
+        return array("d", map(sum, zip(*(fake_state(seen[: end + 1]) for end in ends), strict=True))).tobytes()
+
     def _slot(self, row: Row, position: int) -> int:
         return row.pages[position // self.page_size] * self.page_size + position % self.page_size
 
@@ -65,7 +74,7 @@ class FakeRunner:
         ]
         known += [fake_score(seen, token, row.score_top, self.vocab) for token in row.score_next]
         if row.shape is None:
-            return Drawn(known=tuple(known))
+            return Drawn(known=tuple(known), state=self._state(row, seen))
         assert row.position == len(seen) - row.draft, "a draw's counter is the number of known ids"
         tokens, scores = [], []
         for end in range(row.position, len(seen) + 1):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -28,17 +28,21 @@ class Serving(NamedTuple):
         return engine
 
 
-def serving(folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
-    """A server on a free port until the test is done with it; then it has to end well."""
-    command = [sys.executable, "-m", "branchwork", "serve", "--port", "0", "--endpoint", f"ipc://{folder}/s"]
+def serving(
+    folder: Path, *options: str, environment: Mapping[str, str] | None = None, models: Sequence[str] = ()
+) -> Iterator[Serving]:
+    """A server on a free port until the test is done with it; then it has to end well. models: before the options."""
+    command = [sys.executable, "-m", "branchwork", "serve", *models, "--port", "0", "--endpoint", f"ipc://{folder}/s"]
     log = folder / "log"
     with log.open("w") as out, log.open() as written:
         with subprocess.Popen(
             [*command, *options], stderr=out, text=True, env={**os.environ, **(environment or {})}
         ) as process:
-            yield Serving(_address(process, written), process, log)
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
+            try:
+                yield Serving(_address(process, written), process, log)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout=30)
         assert process.returncode == 0, log.read_text()
 
 

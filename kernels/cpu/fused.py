@@ -80,6 +80,16 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """x times the normal distribution's share below x; x [T, F] contiguous."""
+    if not x.is_contiguous():
+        raise ValueError(f"gelu takes a contiguous [T, F], got {tuple(x.shape)}, {x.stride()}")
+    rows, width = x.shape
+    out = torch.empty_like(x)
+    native.library().bw_gelu(x.data_ptr(), out.data_ptr(), rows, width, _element(x))
+    return out
+
+
 def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """q [T, H, D] and k [T, KVH, D] rotated (rotate-half) by cos, sin [T, D/2] float32; any stride between tokens."""
     element = _element(q, k)

@@ -268,6 +268,7 @@ DISPATCH(rms_norm,
          (x, residual, weight, out, sum, rows, inner, stride, width, eps, bf16))
 DISPATCH(silu_mul, (const void *x, void *out, int64_t rows, int64_t stride, int64_t width, int bf16),
          (x, out, rows, stride, width, bf16))
+DISPATCH(gelu, (const void *x, void *out, int64_t rows, int64_t width, int bf16), (x, out, rows, width, bf16))
 DISPATCH(sample, (const Sampling *a), (a))
 DISPATCH(stack, (const Stack *a, int bf16), (a, bf16))
 DISPATCH(logits, (const Product *w, const float *x, float *out, int64_t rows), (w, x, out, rows))

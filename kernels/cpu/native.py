@@ -52,6 +52,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         "store_kv": [ctypes.c_char_p, narrow],
         "rms_norm": [*[pointer] * 5, *[wide] * 4, ctypes.c_float, narrow],
         "silu_mul": [pointer, pointer, wide, wide, wide, narrow],
+        "gelu": [pointer, pointer, wide, wide, narrow],
         "sample": [ctypes.c_char_p],
         "stack": [ctypes.c_char_p, narrow],
         "logits": [ctypes.c_char_p, pointer, pointer, wide],

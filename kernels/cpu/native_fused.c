@@ -83,6 +83,41 @@ static int NAME(silu_mul)(const void *x, void *out, int64_t rows, int64_t stride
     return 0;
 }
 
+/* x times the normal distribution's share below x. erf as in Abramowitz and Stegun 7.1.26, absolute error 2e-7. */
+INLINE vf NAME(gelu_of)(vf x) {
+    vf z = x * 0.70710678118654752f, size = NAME(pick)(z < 0.0f, -z, z);
+    vf t = 1.0f / (1.0f + 0.3275911f * size);
+    vf p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    vf beyond = p * t * NAME(exp2)(size * size * -1.44269504088896341f); /* erfc(|z|) */
+    return 0.5f * x * NAME(pick)(z < 0.0f, beyond, 2.0f - beyond);
+}
+
+INLINE void NAME(gelu_row)(const void *x, void *out, int64_t width, const int bf16) {
+    int64_t i = 0;
+    for (; i + 2 * VW <= width; i += 2 * VW) {
+        vf a, b;
+        NAME(load2)(x, i, &a, &b, bf16);
+        NAME(store2)(out, i, NAME(gelu_of)(a), NAME(gelu_of)(b), bf16);
+    }
+    for (; i < width; i++) NAME(store1)(out, i, NAME(gelu_of)(NAME(splat)(NAME(load1)(x, i, bf16)))[0], bf16);
+}
+
+static int NAME(gelu)(const void *x, void *out, int64_t rows, int64_t width, int bf16) {
+    const int64_t element = bf16 ? 2 : 4;
+#pragma omp parallel for if (rows * width > 131072)
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t at = r * width * element;
+        if (bf16)
+            NAME(gelu_row)((const char *)x + at, (char *)out + at, width, 1);
+        else
+            NAME(gelu_row)((const char *)x + at, (char *)out + at, width, 0);
+    }
+    return 0;
+}
+
 /* Rotate-half of one head of `2 * half` elements (RoFormer, in the pairing of the HF checkpoints). */
 INLINE void NAME(rotate)(const void *x, const float *cos, const float *sin, void *out, int half, const int bf16) {
     int i = 0;

@@ -27,14 +27,22 @@ _FILLING = -(1 << 40)  # request numbers of rows that fill up a batch go down fr
 
 
 class Computed:
-    """What a forward leaves. Logits must be asked for before the next forward is launched."""
+    """What a forward leaves. Logits must be asked for before the next forward is launched.
 
-    def __init__(self, wanted: Wanted, logits: Callable[[int, int], Tensor]) -> None:
+    hidden: the last normed states at all places of `wanted`, [places, C], where it wants any. logits: None of a model
+    that has none.
+    """
+
+    def __init__(
+        self, wanted: Wanted, logits: Callable[[int, int], Tensor] | None, hidden: Tensor | None = None
+    ) -> None:
         self.wanted = wanted
+        self.hidden = hidden
         self._logits = logits
 
     def logits(self, first: int, last: int) -> Tensor:
         """Of the places first .. last - 1 of `wanted`, float32 [last - first, V]; may be written to."""
+        assert self._logits is not None
         return self._logits(first, last)
 
 
@@ -92,7 +100,7 @@ class Forward:
         model, step = self._model, self._inputs.send(inputs, drawn)
         hidden = model.hidden(step, self.pool)  # [drawing rows + known tokens, C]
         wanted = inputs.wanted if draws is None else _first(inputs.wanted, draws)
-        return Computed(wanted, lambda first, last: model.logits(hidden[first:last]))
+        return Computed(wanted, lambda first, last: model.logits(hidden[first:last]), hidden)
 
 
 def _graphs(driver: Driver, model: Decoder, pool: KVPool, rows: int, note: Callable[[str], None]) -> Graphs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,15 +41,25 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """Hidden states that Plan row `row` wants, at places first .. last - 1 of all of the step's; see Row.state."""
+
+    row: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """What a Step's logits_index holds, in order.
 
-    [ one place per entry of `drawing` | the places of `known`, row by row, ascending ]
+    [ one place per entry of `drawing` | the places of `known`, row by row, ascending | those of `states` likewise ]
     drawing: the Plan row of each draw; a row with a draft of n guesses stands there n + 1 times.
     """
 
     drawing: tuple[int, ...]
     known: tuple[Known, ...]
+    states: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,35 @@ class Gathered:
             raise ValueError("plan cannot be run: a row comes after a draw, but no step was before")
         ids = drawn.index_select(0, sent[-1]).clamp_(min=0)  # below 0 is no token
         sent[0].index_copy_(0, sent[-2], ids)
+
+
+class Whole(NamedTuple):
+    """Whole texts of rows, shorter ones first, for a model without a cache: ids and positions int64 [T]; lengths:
+    tokens of each. states: those wanted, at places of the T tokens."""
+
+    ids: Tensor
+    positions: Tensor
+    lengths: list[int]
+    states: tuple[State, ...]
+
+
+def whole(plan: Plan, device: torch.device) -> Whole:
+    """Raises ValueError for a row that does not begin at position 0, or has no ids."""
+    rows = plan.rows
+    if any(row.start or not len(row.ids) for row in rows):
+        raise ValueError("plan cannot be run: a row is no whole text")
+    order = sorted(range(len(rows)), key=lambda r: len(rows[r].ids))
+    lengths = [len(rows[r].ids) for r in order]
+    ids = np.fromiter((token for r in order for token in rows[r].ids), np.int64, sum(lengths))
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    states, at = [], 0
+    for r, length in zip(order, lengths):
+        first, last = {"": (0, 0), "first": (0, 1), "last": (length - 1, length), "sum": (0, length)}[rows[r].state]
+        if last:
+            states.append(State(r, at + first, at + last))
+        at += length
+    one, other = (torch.from_numpy(part).to(device) for part in (ids, positions))
+    return Whole(one, other, lengths, tuple(states))
 
 
 class Inputs:
@@ -237,7 +277,25 @@ def _wanted(rows: Sequence[Row], cuts: Ints) -> tuple[Ints, Wanted]:
         if row.score_next:
             known += [Known(r, token, row.score_top, len(scored)) for token in row.score_next]
             scored.append(begin + len(row.ids) - 1)
-    return np.concatenate((places, np.asarray(scored, np.int64))), Wanted(drawing, tuple(known))
+    places = np.concatenate((places, np.asarray(scored, np.int64)))
+    states, pooled = _states(rows, cuts, len(places))
+    return np.concatenate((places, *pooled)), Wanted(drawing, tuple(known), states)
+
+
+def _states(rows: Sequence[Row], cuts: Ints, before: int) -> tuple[tuple[State, ...], list[Ints]]:
+    """The hidden states that rows want, and their token indices; before: places of others."""
+    states: list[State] = []
+    pooled: list[Ints] = []
+    for r, row in enumerate(rows):
+        if not row.state:
+            continue
+        begin, end = int(cuts[r]), int(cuts[r + 1])
+        if row.state != "sum":
+            begin, end = (begin, begin + 1) if row.state == "first" else (end - 1, end)
+        pooled.append(np.arange(begin, end))
+        states.append(State(r, before, before + end - begin))
+        before += end - begin
+    return tuple(states), pooled
 
 
 def _check(rows: Sequence[Row], counts: Ints, starts: Ints, page_size: int) -> None:

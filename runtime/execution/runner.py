@@ -18,6 +18,7 @@ from torch import Tensor
 from branchwork.runtime.execution.forward import Computed, Forward
 from branchwork.runtime.execution.inputs import Known
 from branchwork.runtime.execution.memory import allocate_most, bytes_per_page, kv_dtype
+from branchwork.runtime.execution.states import States
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.plan import Drawn, Plan, Result, Row
@@ -44,12 +45,14 @@ class Draws(Protocol):
 class Pending:
     """A step under way: sample once, then collect once. The next step may be launched in between."""
 
-    def __init__(self, plan: Plan, computed: Computed, sampler: Draws) -> None:
+    def __init__(self, plan: Plan, computed: Computed, sampler: Draws | None) -> None:
+        """sampler: None where no row draws."""
         self._plan = plan
         self._computed = computed
         self._sampler = sampler
         self._drawing: Drawing | None = None
         self._scoring: list[tuple[list[int], Scores]] = []  # plan rows of a run of known tokens, and their scores
+        self._pooling: States | None = None
 
     @property
     def drawn(self) -> Tensor | None:
@@ -64,9 +67,13 @@ class Pending:
         """
         count = len(self._computed.wanted.drawing)
         if count:
+            assert self._sampler is not None
             logits = self._computed.logits(0, count)
             self._drawing = self._sampler.begin(logits, _places(self._plan.rows), masks, masked)
         self._score(count)
+        if self._computed.wanted.states:
+            assert self._computed.hidden is not None
+            self._pooling = States(self._plan, self._computed.wanted.states, self._computed.hidden)
         return self
 
     def collect(self) -> Result:
@@ -76,10 +83,11 @@ class Pending:
         for owners, found in self._scoring:
             for owner, score in zip(owners, found.read(), strict=True):
                 scores.setdefault(owner, []).append(score)
+        states = {} if self._pooling is None else self._pooling.read()
         results, at = [], 0
         for r, row in enumerate(self._plan.rows):
             end = at + (row.draft + 1 if row.shape is not None else 0)
-            results.append(_outcome(row, draws[at:end], scores.get(r, ())))
+            results.append(_outcome(row, draws[at:end], scores.get(r, ()), states.get(r, b"")))
             at = end
         return Result(self._plan.step, tuple(results))
 
@@ -165,7 +173,7 @@ def _places(rows: Sequence[Row]) -> list[Row]:
     return places
 
 
-def _outcome(row: Row, draws: Sequence[Draw], known: Sequence[TokenScore]) -> Drawn:
+def _outcome(row: Row, draws: Sequence[Draw], known: Sequence[TokenScore], state: bytes) -> Drawn:
     tokens = [draw.token for draw in draws]
     if row.draft:
         tokens = tokens[: verified(row.ids[len(row.ids) - row.draft :], tokens)]
@@ -173,7 +181,7 @@ def _outcome(row: Row, draws: Sequence[Draw], known: Sequence[TokenScore]) -> Dr
     if fault:
         tokens.pop()
     scores = tuple(draw.score for draw in draws[: len(tokens)] if draw.score is not None)
-    return Drawn(tuple(tokens), scores, tuple(known), fault)
+    return Drawn(tuple(tokens), scores, tuple(known), fault, state)
 
 
 def _top(known: Known) -> int:

@@ -6,9 +6,11 @@ Knows: which dialects there are, who may ask. Must not know: any dialect's field
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -26,6 +28,14 @@ from branchwork.runtime.gateway.web import bearer
 # the first one whose paths a request's begins with shapes its errors
 DIALECTS = (anthropic, ollama, openai, native)
 OPEN = ("/health", *[path for path, _ in page.files()])  # paths that need no key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Access(NamedTuple):
@@ -54,6 +64,7 @@ def application(service: Service, access: Access = Access()) -> Starlette:  # no
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"])
         )
+    middleware.append(Middleware(_Here, access=access))
     if access.keys:
         middleware.append(Middleware(_Keys, keys=access.keys))
     routes = [route for dialect in DIALECTS for route in dialect.routes(service)]
@@ -61,6 +72,43 @@ def application(service: Service, access: Access = Access()) -> Starlette:  # no
     app.add_exception_handler(404, _nowhere)
     app.add_exception_handler(405, _nowhere)
     return app
+
+
+class _Here:
+    """Keeps web pages out that nobody let in: a browser on this machine reaches loopback for any page it shows.
+
+    A request that says which page it is from must be from this site or from one of the origins. Without keys the site
+    answers to loopback's names alone, so that no page can come under a name of its own that leads here.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self._wrong(Request(scope)) if scope["type"] == "http" else None
+        if problem is None:
+            await self._app(scope, receive, send)
+        else:
+            await shaper(scope["path"])(problem)(scope, receive, send)
+
+    def _wrong(self, request: Request) -> Problem | None:
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if not self._access.keys and not is_loopback(_name(host)):
+            what = f"this server answers to localhost and loopback addresses, not to {host!r}"
+            return Problem(403, "forbidden_host", f"{what}; give it --api-keys for others")
+        if origin is None or origin in self._access.origins or origin.partition("://")[2] == host:
+            return None
+        text = f"pages of {origin} may not ask this server; --origin {origin} lets them"
+        return Problem(403, "forbidden_origin", text)
+
+
+def _name(host: str) -> str:
+    """A Host header without its port; "" for one that is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class _Keys:

@@ -1,4 +1,4 @@
-"""What the engines of all loaded models say of themselves, asked at once and within a time.
+"""What the engines of all loaded models say of themselves, asked at once, each one time, and within a time.
 
 Knows: loaded models, their hosts' questions. Must not know: HTTP, who wants to know.
 """
@@ -6,7 +6,7 @@ Knows: loaded models, their hosts' questions. Must not know: HTTP, who wants to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, TypeVar
 
 from branchwork.runtime.gateway.models import Row
@@ -24,17 +24,18 @@ class Told(NamedTuple):
 
 
 async def stats(service: Service, seconds: float) -> list[Told]:
-    """Of every loaded model, the latest used first."""
-    rows = service.models.loaded()
-    found = await _all(rows, lambda row: row.served.host.ask("stats"), seconds)
-    return [Told(row, facts) for row, facts in zip(rows, found, strict=True)]
+    """Of every loaded model, the latest used first; names that share an engine tell the same."""
+    return await _told(service, "stats", seconds)
 
 
 async def flush(service: Service, seconds: float) -> list[Told]:
     """Empty every loaded model's cache of what no request holds; each says how many pages that `freed`."""
-    rows = service.models.loaded()
-    found = await _all(rows, lambda row: row.served.host.ask("flush_cache"), seconds)
-    return [Told(row, facts) for row, facts in zip(rows, found, strict=True)]
+    return await _told(service, "flush_cache", seconds)
+
+
+def apart(told: Sequence[Told]) -> list[Told]:
+    """One of each engine: under the first of its names."""
+    return list({one.row.served.host: one for one in reversed(told)}.values())[::-1]
 
 
 async def within(asked: Awaitable[T], seconds: float) -> T | None:
@@ -45,5 +46,9 @@ async def within(asked: Awaitable[T], seconds: float) -> T | None:
         return None
 
 
-async def _all(rows: Sequence[Row], ask: Callable[[Row], Awaitable[T]], seconds: float) -> list[T | None]:
-    return list(await asyncio.gather(*[within(ask(row), seconds) for row in rows]))
+async def _told(service: Service, what: str, seconds: float) -> list[Told]:
+    rows = service.models.loaded()
+    hosts = list(dict.fromkeys(row.served.host for row in rows))
+    found = await asyncio.gather(*[within(host.ask(what), seconds) for host in hosts])
+    facts = dict(zip(hosts, found, strict=True))
+    return [Told(row, facts[row.served.host]) for row in rows]

@@ -33,8 +33,8 @@ class Message(msgspec.Struct):
 
 class Generate(msgspec.Struct, kw_only=True):
     """One of prompt, ids and messages. model: "" for the first that is served. params: as of `gen` (temperature,
-    max_tokens, n, seed, logprobs ...). At most one of regex, json_schema, grammar and choices. special: the names of
-    special tokens in the prompt stand for these."""
+    max_tokens, n, seed, logprobs ...), over those that the library has for the model. At most one of regex,
+    json_schema, grammar and choices. special: the names of special tokens in the prompt stand for these."""
 
     model: str = ""
     prompt: str | None = None
@@ -68,10 +68,10 @@ class Detokenize(msgspec.Struct, kw_only=True):
 async def generate(call: Call[Generate]) -> Any:
     """Answers to a text, to token ids or to a conversation, with their ids; with `stream` as server-sent events."""
     body = call.body
-    params, constraint = _params(body.params), _constraint(body)
     if body.stream:
-        return Stream(EVENTS, _streamed(call, params, constraint), lambda problem: event(plain(problem)) + DONE)
+        return Stream(EVENTS, _streamed(call), lambda problem: event(plain(problem)) + DONE)
     async with call.service.model(named(call.service, body.model)) as served:
+        params, constraint = _params(served, body.params), _constraint(body)
         found = prompt(served, text=body.prompt, ids=body.ids, messages=body.messages, special=body.special)
         answers: list[Any] = [None] * params.n
         async with aclosing(call.service.answers(served, found, params, constraint)) as events:
@@ -81,11 +81,10 @@ async def generate(call: Call[Generate]) -> Any:
         return {"model": served.name, "answers": answers}
 
 
-async def _streamed(
-    call: Call[Generate], params: SamplingParams, constraint: Constraint | None
-) -> AsyncGenerator[bytes, None]:
+async def _streamed(call: Call[Generate]) -> AsyncGenerator[bytes, None]:
     body = call.body
     async with call.service.model(named(call.service, body.model)) as served:
+        params, constraint = _params(served, body.params), _constraint(body)
         found = prompt(served, text=body.prompt, ids=body.ids, messages=body.messages, special=body.special)
         async with aclosing(call.service.answers(served, found, params, constraint, stream=True)) as events:
             async for one in events:
@@ -143,9 +142,10 @@ def known(served: Served, ids: Sequence[int]) -> Sequence[int]:
     return ids
 
 
-def _params(given: dict[str, Any]) -> SamplingParams:
+def _params(served: Served, given: dict[str, Any]) -> SamplingParams:
+    """What is given, over what the library says of the model. Raises Problem 400."""
     try:
-        return merge(given)
+        return merge(served.info.knobs, given)
     except (TypeError, ValueError, OverflowError) as error:
         raise Problem(400, "invalid_request", str(error), "params") from error
 

@@ -77,6 +77,7 @@ class Local:
         """The engine is gone for good: whoever waits hears of it."""
         for program, heard in self._heard.items():
             heard.put_nowait(protocol.Failed(program, 0, 0, "runtime_lost", message))
+        self._host.embeds.lose(message)
 
     async def answers(
         self,

@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 
 from branchwork.runtime.config import ConfigError, parse
-from branchwork.runtime.gateway.models import Models, Unavailable, Wanted
+from branchwork.runtime.gateway.models import KEEP_ALIVE, Models, Unavailable, Wanted
 from branchwork.runtime.gateway.named import options_of
 from branchwork.runtime.gateway.programs import Server, bind
 from branchwork.runtime.gateway.served import Served
@@ -38,7 +38,9 @@ class Arguments(NamedTuple):
     """models: their names; the first is loaded at once and serves programs, others when HTTP asks for them.
 
     endpoint: ipc:///path or tcp://host:port. options: name=value strings. watch_stdin: end when stdin ends.
-    http: where to serve HTTP, None for nowhere. say(stage, fraction) hears of loading, last of the stage "ready".
+    http: where to serve HTTP, None for nowhere. memory: GiB that all loaded models may take, 0 for what is free.
+    keep_alive: seconds that a model nobody asks stays loaded; the first one always does.
+    say(stage, fraction) hears of loading, last of the stage "ready".
     """
 
     models: Sequence[str]
@@ -47,6 +49,8 @@ class Arguments(NamedTuple):
     curve_keys: Path | None = None
     watch_stdin: bool = False
     http: Http | None = None
+    memory: float = 0.0
+    keep_alive: float = KEEP_ALIVE
     say: Callable[[str, float], None] | None = None
 
 
@@ -61,7 +65,7 @@ async def serve(arguments: Arguments) -> int:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _on_stdin, stopping)
     try:
         server = Server(bind(arguments.endpoint, arguments.curve_keys), token=os.environ.get("BRANCHWORK_TOKEN", ""))
-        models = _models(arguments, folder, server)
+        server.models = models = _models(arguments, folder, server)
         site = None if arguments.http is None else Site(arguments.http, Service(models, arguments.http.limits))
         receiving = asyncio.create_task(server.receive())
         print(f"gateway: listening on {server.endpoint}", file=sys.stderr, flush=True)
@@ -89,8 +93,11 @@ async def serve(arguments: Arguments) -> int:
         finally:
             await models.close()
         return 0
-    except (zmq.ZMQError, ConfigError) as error:
+    except zmq.ZMQError as error:
         print(f"gateway: cannot listen on {arguments.endpoint}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except ConfigError as error:
+        print(f"gateway: {error}", file=sys.stderr, flush=True)
         return 1
     finally:
         if server is not None:
@@ -124,7 +131,8 @@ def _models(arguments: Arguments, folder: Path, server: Server) -> Models:
     def names() -> list[str]:
         return [*named, *(name for name in store.names() if name.removesuffix(f":{LATEST}") not in named)]
 
-    return Models(find, build, names=names, pinned=named[:1])
+    memory = int(arguments.memory * 2**30)
+    return Models(find, build, names=names, memory=memory, keep_alive=arguments.keep_alive, pinned=named[:1])
 
 
 async def _run(arguments: Arguments, models: Models, server: Server) -> None:

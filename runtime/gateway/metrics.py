@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from branchwork.runtime.gateway.engines import Facts, Told
+from branchwork.runtime.gateway.engines import Facts, Told, apart
 from branchwork.runtime.gateway.journal import Asked
 from branchwork.runtime.gateway.local import Ended
 from branchwork.runtime.gateway.served import Served
@@ -92,7 +92,7 @@ class Metrics:
 
     def text(self, told: Sequence[Told], under_way: int) -> bytes:
         """Everything, with what the engines say now."""
-        self._engines.told, self._engines.under_way = told, under_way
+        self._engines.told, self._engines.under_way = apart(told), under_way
         return generate_latest(self._registry)
 
 

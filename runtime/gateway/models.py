@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from branchwork.runtime.config import ConfigError, free_memory
 from branchwork.runtime.gateway.served import Say, Served
@@ -145,6 +145,21 @@ class Models:
                 rows.append(Row(name, served, served.memory, slot.users, expires))
         return rows
 
+    def listed(self) -> list[dict[str, Any]]:
+        """`loaded` for those who only look. expires: seconds from now, None for never."""
+        return [
+            {
+                "name": row.name,
+                "memory": row.memory,
+                "weights": row.served.ready.quantization or row.served.ready.dtype,
+                "context": row.served.info.context,
+                "device": row.served.info.device,
+                "users": row.users,
+                "expires": None if row.expires == FOREVER else row.expires,
+            }
+            for row in self.loaded()
+        ]
+
     async def serving(self, name: str) -> None:
         """Returns when a loaded model has ended. Raises EngineDied when its engine keeps dying."""
         serving = self._slots[self.wanted(name).engine].serving
@@ -156,6 +171,8 @@ class Models:
 
         The engine stays while it has other names.
         """
+        found = self._find(name)
+        name = name if found is None else found.name
         for slot in self._slots.values():
             if name in slot.names and name not in self._pinned:
                 if len(slot.names) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from branchwork.runtime.gateway import generation, page, scoring
+from branchwork.runtime.gateway import embedding, generation, page, scoring
 from branchwork.runtime.gateway.operations import Operations
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import Dialect, plain, route
@@ -37,6 +37,7 @@ def routes(service: Service) -> list[Route]:
         ("/generate", generation.Generate, generation.generate),
         ("/tokenize", generation.Tokenize, generation.tokenize),
         ("/detokenize", generation.Detokenize, generation.detokenize),
+        ("/embed", embedding.Embed, embedding.embed),
         ("/score", scoring.Score, scoring.score),
         ("/rerank", scoring.Rerank, scoring.rerank),
         ("/cache/flush", None, operations.flush),

@@ -75,11 +75,17 @@ class Chat(Asking, kw_only=True):
 class Embed(msgspec.Struct):
     model: str
     input: str | list[str] = ""
+    truncate: bool = True
+    dimensions: int | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
 
 
 class Embeddings(msgspec.Struct):
     model: str
     prompt: str = ""
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
 
 
 class Way(NamedTuple):
@@ -123,16 +129,32 @@ async def chat(call: Call[Chat]) -> Any:
 
 
 async def embed(call: Call[Embed]) -> Any:
-    return await _vectors(call)
+    """Vectors of texts; none of no text, which only loads the model."""
+    body = call.body
+    if body.dimensions:
+        raise Problem(400, "unsupported", "dimensions other than the model's own are not served", "dimensions")
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    began = time.monotonic()
+    async with call.service.model(body.model, seconds(body.keep_alive)) as served:
+        loaded = time.monotonic()
+        prompts = [served.text_to_embed(text, truncate=body.truncate).ids for text in texts if text or len(texts) > 1]
+        vectors = await call.service.embed(served, prompts, "input")
+    return {
+        "model": body.model,
+        "embeddings": vectors,
+        "total_duration": nanoseconds(time.monotonic() - began),
+        "load_duration": nanoseconds(loaded - began),
+        "prompt_eval_count": sum(map(len, prompts)),
+    }
 
 
 async def embeddings(call: Call[Embeddings]) -> Any:
-    return await _vectors(call)
-
-
-async def _vectors(call: Call[Any]) -> Any:
-    async with call.service.model(call.body.model):
-        raise Problem(400, "unsupported", f"{call.body.model} does not support embeddings")
+    """The vector of one text."""
+    body = call.body
+    async with call.service.model(body.model, seconds(body.keep_alive)) as served:
+        prompts = [served.text_to_embed(body.prompt, truncate=True).ids] if body.prompt else []
+        vectors = await call.service.embed(served, prompts, "prompt")
+    return {"embedding": vectors[0] if vectors else []}
 
 
 # --- turns

@@ -125,7 +125,7 @@ def _asked(served: Served, body: Body, kind: str) -> _Chat:
         raise Problem(400, "invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= TOP:
         raise Problem(400, "invalid_value", f"top_logprobs is from 0 to {TOP}", "top_logprobs")
-    most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    most = fields.most(body, "max_completion_tokens", "max_tokens")
     params = fields.sampling(
         served, body, max_tokens=most, logprobs=(body.top_logprobs or 0) if body.logprobs else None
     )
@@ -157,7 +157,10 @@ def _ask(served: Served, body: Body) -> Ask:
         body.parallel_tool_calls is not False,
         fields.shape_of(body),
         continued,
-        {**fields.effort(served, body.reasoning_effort, "reasoning_effort"), **(body.chat_template_kwargs or {})},
+        {
+            **fields.effort(served, body.reasoning_effort, "reasoning_effort"),
+            **fields.variables(served, body.chat_template_kwargs),
+        },
     )
 
 

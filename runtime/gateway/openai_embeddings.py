@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 
 from branchwork.runtime.gateway import openai_fields as fields
-from branchwork.runtime.gateway.openai_text import prompts_of
-from branchwork.runtime.gateway.served import Served
+from branchwork.runtime.gateway.embedding import texts_of
 from branchwork.runtime.gateway.service import Problem
 from branchwork.runtime.gateway.web import Call
 
@@ -34,8 +33,8 @@ async def embeddings(call: Call[Body]) -> Any:
         raise Problem(400, "invalid_value", f"encoding_format {form!r} is none of float, base64", "encoding_format")
     fields.refuse(body, ("dimensions",), "other than the model's own are not served; leave it out")
     async with call.service.model(body.model) as served:
-        prompts = [prompt.ids for prompt in prompts_of(served, body.input, "input")]
-        data = rows(await vectors(served, prompts), form)
+        prompts = texts_of(served, body.input)
+        data = rows(await call.service.embed(served, prompts, "input"), form)
         count = sum(map(len, prompts))
         usage = {"prompt_tokens": count, "total_tokens": count}
         return {"object": "list", "data": data, "model": body.model, "usage": usage}
@@ -51,8 +50,3 @@ def rows(found: Sequence[Sequence[float]], form: str) -> list[dict[str, Any]]:
         }
         for index, vector in enumerate(found)
     ]
-
-
-async def vectors(served: Served, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """A vector for each list of ids. Raises Problem 400 for a model that gives none."""
-    raise Problem(400, "unsupported", f"the model {served.info.name!r} gives no embeddings", "model")

@@ -21,6 +21,7 @@ from branchwork.runtime.gateway.turns import specs
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _INT64 = 2**63
+_OWN = ("messages", "tools", "add_generation_prompt", "generate", "continued", "template", "names", "self")
 
 
 class StreamOptions(msgspec.Struct):
@@ -161,6 +162,20 @@ def _biases(given: Mapping[str, float], vocab: int) -> dict[int, float]:
             raise Problem(400, "invalid_value", text, "logit_bias")
         found[int(token)] = bias
     return found
+
+
+def most(body: msgspec.Struct, *names: str) -> int | None:
+    """How many tokens an answer may have, by the first of these fields that is set. Raises Problem 400."""
+    for name in names:
+        value = getattr(body, name)
+        if value is None:
+            continue
+        try:
+            normalise({"max_tokens": value})
+        except ValueError as error:
+            raise Problem(400, "invalid_value", f"{name}: {error}", name) from error
+        return int(value)
+    return None
 
 
 # --- constraints
@@ -324,3 +339,12 @@ def effort(served: Served, given: str | None, where: str) -> dict[str, Any]:
         text = f"{where}: this model cannot be told how much to think; leave it out, or give 'none'"
         raise Problem(400, "unsupported_value", text, where)
     return {"reasoning_effort": given}
+
+
+def variables(served: Served, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """chat_template_kwargs. Raises Problem 400 for variables that have their own fields, or that are the model's."""
+    taken = next((name for name in given or () if name in _OWN or name in served.specials), None)
+    if taken is not None:
+        text = f"chat_template_kwargs may not set {taken!r}, which the server itself gives to the template"
+        raise Problem(400, "invalid_value", text, "chat_template_kwargs")
+    return dict(given or {})

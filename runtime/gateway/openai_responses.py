@@ -217,7 +217,7 @@ def _asked(served: Served, body: Body, before: Kept | None) -> _Asked:
     _check(body)
     tools = tools_of(body.tools)
     choice = fields.choice_of(body.tool_choice, tools)
-    context = body.chat_template_kwargs or {}
+    context = fields.variables(served, body.chat_template_kwargs)
     if body.reasoning is not None:
         context = {**fields.effort(served, body.reasoning.effort, "reasoning.effort"), **context}
     new = messages_of(body.input)
@@ -239,7 +239,10 @@ def _asked(served: Served, body: Body, before: Kept | None) -> _Asked:
         prompt = resumed(served, ask._replace(messages=new), Prompt(before.ids, before.text))
     scored = body.top_logprobs is not None or INCLUDED[0] in (body.include or ())
     params = fields.sampling(
-        served, body, max_tokens=body.max_output_tokens, logprobs=(body.top_logprobs or 0) if scored else None
+        served,
+        body,
+        max_tokens=fields.most(body, "max_output_tokens"),
+        logprobs=(body.top_logprobs or 0) if scored else None,
     )
     return _Asked(served, next_turn(served, ask, prompt), params, head, whole, _response(body, params))
 

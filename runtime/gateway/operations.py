@@ -16,9 +16,9 @@ from branchwork.runtime.gateway import engines
 from branchwork.runtime.gateway.engines import Told
 from branchwork.runtime.gateway.metrics import CONTENT_TYPE, Metrics
 from branchwork.runtime.gateway.openapi import document
-from branchwork.runtime.gateway.served import Served
 from branchwork.runtime.gateway.service import Problem, Service
 from branchwork.runtime.gateway.web import JSON, Call
+from branchwork.runtime.programs.host import Host
 
 STEP_TIME = 10.0  # seconds that a step may take, unless a request for /health says otherwise
 SCRAPE_TIME = 2.0  # seconds that an engine has to answer for /metrics
@@ -32,7 +32,7 @@ class Operations:
         service.observers.append(self._metrics.answered)
         service.journal.sinks.append(self._metrics.asked)
         # tokens that a loaded model has computed, and since when it has
-        self._progress: WeakKeyDictionary[Served, tuple[int, float]] = WeakKeyDictionary()
+        self._progress: WeakKeyDictionary[Host, tuple[int, float]] = WeakKeyDictionary()
 
     async def health(self, call: Call[None]) -> Any:
         """Whether every loaded model computes: 503 when an engine does not answer between two steps, or has work and
@@ -66,7 +66,7 @@ class Operations:
         facts = one.facts
         if facts is None:
             return {"status": "stuck", "reason": f"its engine has not ended a step in {seconds:g} s"}
-        key, now, computed = one.row.served, time.monotonic(), int(facts["computed_tokens"])
+        key, now, computed = one.row.served.host, time.monotonic(), int(facts["computed_tokens"])
         before, since = self._progress.get(key, (-1, now))
         since = since if before == computed and facts["running"] else now
         self._progress[key] = (computed, since)

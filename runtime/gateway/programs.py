@@ -71,12 +71,20 @@ def bind(endpoint: str, curve_keys: Path | None) -> zmq.asyncio.Socket:
     return socket
 
 
+class Loaded(Protocol):
+    """What the server needs of the gateway's models."""
+
+    def listed(self) -> list[dict[str, Any]]: ...
+    def forget(self, name: str) -> bool: ...
+
+
 class Server:
     """All clients of one gateway. Before `open` it answers hellos with what is being loaded."""
 
     def __init__(self, socket: zmq.asyncio.Socket, token: str) -> None:
         self._socket = socket
         self._token = token
+        self.models: Loaded | None = None
         self._greeted: dict[bytes, bool] = {}  # connection -> has been welcomed
         self._under_way: dict[bytes, int] = {}  # connection -> nodes it may not send more of
         self._templates: dict[bytes, dict[int, tuple[Placed, ...]]] = {}
@@ -195,6 +203,11 @@ class Server:
         if message.what == "shutdown":
             self._send(connection, protocol.Answer(message.number))
             self.stopped.set()
+            return
+        what, _, name = message.what.partition(" ")
+        if self.models is not None and what in ("models", "stop"):
+            value = {"models": self.models.listed()} if what == "models" else {"stopped": self.models.forget(name)}
+            self._send(connection, protocol.Answer(message.number, value))
             return
         try:
             answer = protocol.Answer(message.number, dict(await programs.ask(message.what)))

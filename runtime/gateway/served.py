@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -18,11 +19,12 @@ from branchwork.lang.protocol import ModelInfo
 from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
 from branchwork.runtime.gateway.chat import following, pieces
-from branchwork.runtime.gateway.local import CONNECTION, Local
+from branchwork.runtime.gateway.local import CONNECTION, Local, pack
 from branchwork.runtime.gateway.named import frames_of, template_of
 from branchwork.runtime.gateway.supervisor import Supervisor
 from branchwork.runtime.gateway.text import Texts
 from branchwork.runtime.loading.hub import Resolved, resolved
+from branchwork.runtime.loading.pooling import Pooling, load_pooling
 from branchwork.runtime.loading.tokenizer import eos_ids, special_texts
 from branchwork.runtime.programs.host import Emit, Host
 
@@ -47,6 +49,7 @@ class Served:
 
     found: Resolved
     texts: Texts
+    pooling: Pooling
     template: str | None
     specials: Mapping[str, str]
     info: ModelInfo
@@ -88,6 +91,7 @@ class Served:
         )
         starting = asyncio.create_task(self._supervisor.start())  # the tokenizer is read while the weights are
         self.texts = await asyncio.to_thread(Texts, directory)
+        self.pooling = load_pooling(directory)
         self.template = template_of(found)
         self.specials = special_texts(directory)
         model_frames = frames_of(found)
@@ -137,6 +141,25 @@ class Served:
     def encode(self, text: str, special: bool = True) -> Prompt:
         """A text as a whole prompt; special: the names of special tokens in it stand for these."""
         return Prompt(self.texts.begin(self.texts.encode([_Written(text, special)])), text)
+
+    def text_to_embed(self, text: str, *, truncate: bool = False) -> Prompt:
+        """A text as the model was taught to make vectors of: as its tokenizer writes one where its files say how states
+        become vectors, else as a prompt. truncate: what exceeds the context is left out."""
+        longest = self.ready.context if truncate else 0
+        if self.pooling.said or not self.ready.generates:
+            return Prompt(self.texts.encode_whole(text, longest), text)
+        ids = self.encode(text, special=False).ids
+        return Prompt(ids[: longest or None], text)
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """A vector for each prompt, as the model's files say it is made; see loading.pooling. Leaving early cancels
+        them. Raises EmbedFailed."""
+        return [array("f", one.vector).tolist() for one in await self.embedded(prompts)]
+
+    async def embedded(self, prompts: Sequence[Sequence[int]]) -> list[wire.Embedded]:
+        """The same as the engine tells it, with what each took."""
+        kind, normalize = self.pooling.kind, self.pooling.normalize
+        return await self.host.embed([pack(ids) for ids in prompts], kind, normalize)
 
     def chat(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -18,6 +19,8 @@ from branchwork.runtime.gateway.journal import Journal
 from branchwork.runtime.gateway.local import CONNECTION, Ended, Piece, ProgramFailed
 from branchwork.runtime.gateway.models import Models, Unavailable, Unknown, Wanted
 from branchwork.runtime.gateway.served import Prompt, Say, Served
+from branchwork.runtime.programs.embeds import EmbedFailed
+from branchwork.runtime.wire import Usage
 
 RETRY_AFTER = 1.0  # seconds, where nothing better is known
 _STATUS = {  # by the codes of failed programs; others are the client's fault
@@ -26,6 +29,7 @@ _STATUS = {  # by the codes of failed programs; others are the client's fault
     "engine_error": 500,
     "gateway_error": 500,
     "no_token": 500,
+    "no_vector": 500,
     "out_of_memory": 503,
 }
 
@@ -139,6 +143,23 @@ class Service:
         except ProgramFailed as error:
             raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
 
+    async def embed(
+        self, served: Served, prompts: Sequence[Sequence[int]], param: str | None = None
+    ) -> list[list[float]]:
+        """A vector for each prompt. param: the field that prompts came in. Raises Problem."""
+        empty = next((index for index, ids in enumerate(prompts) if not ids), None)
+        if empty is not None:
+            raise Problem(400, "empty_prompt", f"text {empty} is empty; give some text", param)
+        try:
+            found = await served.embedded(prompts)
+        except EmbedFailed as error:
+            status = _STATUS.get(error.code, 400)
+            which = f"text {error.index}: " if len(prompts) > 1 and status == 400 else ""
+            raise Problem(status, error.code, f"{which}{error}", param if status == 400 else None) from error
+        for one in found:
+            self._ended(served, Ended(0, "", _told(one.usage)))
+        return [array("f", one.vector).tolist() for one in found]
+
     async def drain(self, grace: float) -> bool:
         """Refuse what is new and wait for what is under way, at most `grace` seconds; whether all of it has ended."""
         self.draining = True
@@ -175,3 +196,17 @@ class Service:
             text = f"{len(came)} requests in the last minute, {self.limits.rate} may be made; try again in {wait:.0f} s"
             raise Problem(429, "rate_limited", text, retry_after=wait)
         came.append(now)
+
+
+def _told(usage: Usage) -> dict[str, Any]:
+    """What became of a text that was made a vector, as an answer's meta says it."""
+    return {
+        "finish_reason": "embedding",
+        "prompt_tokens": usage.prompt,
+        "cached_tokens": usage.reused,
+        "computed_tokens": usage.computed,
+        "preempted": usage.preempted,
+        "queued_s": usage.queued,
+        "first_s": usage.first,
+        "total_s": usage.total,
+    }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import uvicorn
 
 from branchwork.runtime.config import ConfigError
 from branchwork.runtime.gateway import logs
-from branchwork.runtime.gateway.app import Access, application
+from branchwork.runtime.gateway.app import Access, application, is_loopback
 from branchwork.runtime.gateway.service import Limits, Service
 from branchwork.runtime.gateway.tracing import tracing
 
@@ -43,7 +42,7 @@ class Site:
     def __init__(self, http: Http, service: Service) -> None:
         self._http = http
         self._service = service
-        if not _loopback(http.host) and not http.access.keys:
+        if not is_loopback(http.host) and not http.access.keys:
             raise ConfigError(f"{http.host} can be reached from other machines; give --api-keys, or --host 127.0.0.1")
         family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
         try:
@@ -101,10 +100,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the gateway's."""
         yield
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -66,6 +66,19 @@ class Texts:
             ids += self._encode_plain(piece.text)
         return ids + self._encode("".join(run))
 
+    def encode_whole(self, text: str, longest: int = 0) -> list[int]:
+        """A text as the tokenizer itself writes one, between the special tokens that belong around it; names of special
+        tokens in it are ordinary text. longest: tokens of the whole, beyond which the text is cut; 0 for no end."""
+        self.encoded += len(text)
+        self._tokenizer.encode_special_tokens = True
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        finally:
+            self._tokenizer.encode_special_tokens = False
+        if longest:
+            encoding.truncate(max(longest - self._tokenizer.num_special_tokens_to_add(False), 0))
+        return list(self._tokenizer.post_process(encoding, None, True).ids)
+
     def begin(self, ids: list[int]) -> list[int]:
         """The ids of a whole prompt, with the start token the model expects unless it is there already."""
         return ids if not ids or ids[:1] == self.start else [*self.start, *ids]

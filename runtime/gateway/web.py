@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -98,6 +99,10 @@ def route(
             return outcome if isinstance(outcome, Response) else Response(msgspec.json.encode(outcome), media_type=JSON)
         except Problem as problem:
             return dialect.error(problem)
+        except Exception as error:  # a fault of ours: this request's alone
+            traceback.print_exc()
+            text = f"the server failed at this request ({type(error).__name__}); its log says where"
+            return dialect.error(Problem(500, "internal_error", text))
         finally:
             stack.close()
 

@@ -58,7 +58,7 @@ def token_bytes(directory: Path, tokenizer: Tokenizer | None = None) -> list[byt
     tokenizer: the directory's own, where somebody has read it already (reading a large one takes a second).
 
     As long as the larger of the tokenizer and config.json's vocab_size, since weights are often padded.
-    Raises LoadError (tokenizer) for a vocabulary that is neither byte-level nor sentencepiece-like.
+    Raises LoadError (tokenizer) for a vocabulary that is neither byte-level, sentencepiece-like nor WordPiece.
     """
     tokenizer = tokenizer or load_tokenizer(directory)
     return spell(tokenizer, directory, companion(directory, "config.json").get("vocab_size") or 0)
@@ -120,16 +120,18 @@ def chat_template(directory: Path) -> str | None:
 
 
 def _speller(tokenizer: Tokenizer, source: Path) -> Callable[[str], bytes]:
-    """How this vocabulary writes bytes: GPT-2's alphabet, or sentencepiece's ▁ and <0xNN>."""
+    """How this vocabulary writes bytes: GPT-2's alphabet, sentencepiece's ▁ and <0xNN>, or WordPiece's ##."""
     decoder, before = _state(tokenizer.decoder), _state(tokenizer.pre_tokenizer)
     if '"ByteLevel"' in decoder or '"ByteLevel"' in before:
         alphabet = _byte_level_alphabet()
         return lambda token: b"".join(alphabet.get(char) or char.encode() for char in token)
     if "▁" in decoder or '"Metaspace"' in decoder:
         return _sentencepiece
+    if '"WordPiece"' in decoder:
+        return _wordpiece
     raise LoadError(
         "tokenizer",
-        f"the tokenizer of {source} is neither byte-level nor sentencepiece-like "
+        f"the tokenizer of {source} is neither byte-level, sentencepiece-like nor WordPiece "
         f"(decoder: {decoder[:80] or 'none'}), so the bytes of its tokens are unknown",
     )
 
@@ -140,6 +142,11 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 def _sentencepiece(token: str) -> bytes:
     byte = _BYTE.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+
+
+def _wordpiece(token: str) -> bytes:
+    """A word begins with a space; what the tokenizer made of the text (lower case, no accents) stays so."""
+    return token[2:].encode() if token.startswith("##") else f" {token}".encode()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Which file serves which architecture name, and the two doors: a model's spec and the loaded model.
+"""Which file serves which architecture name, and the doors: a model's spec and the loaded model; an encoder's likewise.
 
 Knows: the families. Must not know: engines, plans, clients.
 """
@@ -16,6 +16,7 @@ from branchwork.runtime.loading.formats import open_checkpoint
 from branchwork.runtime.loading.quantize import FP8
 from branchwork.runtime.loading.weights import choose_dtype
 from branchwork.runtime.models import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
+from branchwork.runtime.models.bert import ENCODERS, Encoder, EncoderSpec
 from branchwork.runtime.models.decoder import Decoder
 from branchwork.runtime.models.reader import Progress
 from branchwork.runtime.models.spec import Fields, ModelSpec
@@ -33,17 +34,43 @@ FAMILIES: dict[str, Callable[[Fields], ModelSpec]] = {
 
 def load_spec(model: Path) -> ModelSpec:
     """Of a model directory or GGUF file. Raises LoadError (not_found, config, unsupported) if it cannot be served."""
+    fields, name = _architecture(model)
+    family = FAMILIES.get(name)
+    if family is None:
+        known = f"{', '.join(FAMILIES)}, and for embeddings {', '.join(ENCODERS)}"
+        raise LoadError("unsupported", f"{fields.where}: architecture {name!r} is not supported; supported: {known}")
+    return family(fields)
+
+
+def is_encoder(model: Path) -> bool:
+    """Whether a model turns texts into vectors and writes none. Raises LoadError (not_found, config)."""
+    return _architecture(model)[1] in ENCODERS
+
+
+def load_encoder_spec(model: Path) -> EncoderSpec:
+    """Of a directory for which `is_encoder` holds. Raises LoadError."""
+    fields, name = _architecture(model)
+    return ENCODERS[name](fields)
+
+
+def load_encoder(
+    model: Path, *, dtype: str = "auto", device: str = "cpu", quantize: str = "", progress: Progress | None = None
+) -> Encoder:
+    """As load_model, for an encoder. Raises LoadError, also where it is to be quantized."""
+    spec = load_encoder_spec(model)
+    if quantize:
+        raise LoadError("unsupported", f"quantize={quantize} is for models that generate; {model} makes embeddings")
+    where = torch.device(device)
+    chosen = choose_dtype(dtype, spec.stored, where)
+    return Encoder.load(spec, open_checkpoint(model), chosen, where, progress)
+
+
+def _architecture(model: Path) -> tuple[Fields, str]:
     fields = Fields.read(model)
     names = fields.values.get("architectures")
     if not isinstance(names, list) or not names:
         raise LoadError("config", f"{fields.where}: architectures must name the model's class, got {names!r}")
-    family = FAMILIES.get(names[0])
-    if family is None:
-        raise LoadError(
-            "unsupported",
-            f"{fields.where}: architecture {names[0]!r} is not supported; supported: {', '.join(FAMILIES)}",
-        )
-    return family(fields)
+    return fields, str(names[0])
 
 
 def load_model(

@@ -9,7 +9,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,6 +24,7 @@ from branchwork.lang.transcript import NodeFailed, Segment
 from branchwork.runtime import wire
 from branchwork.runtime.programs import seams
 from branchwork.runtime.programs.branches import Transcript
+from branchwork.runtime.programs.embeds import Embeds
 from branchwork.runtime.programs.gens import Sample, Texts, submits
 from branchwork.runtime.programs.selects import Selection
 
@@ -91,6 +92,7 @@ class Host:
         self._under_way: dict[int, tuple[Session, Call, Sample | Selection]] = {}  # engine request -> what it is for
         self._questions: dict[int, asyncio.Future[wire.Answer]] = {}
         self.observe: Observe = lambda connection, meta: None
+        self.embeds = Embeds(lambda message: self._to_engine(message))
 
     def attach(self, to_engine: Callable[[wire.ToEngine], None], context: int, facts: Facts | None = None) -> None:
         """The engine is ready; context in tokens. facts: what stats say of it that stays as it is."""
@@ -190,7 +192,7 @@ class Host:
             raise ValueError(f"unknown question {what!r}; known: stats, flush_cache, check, ping, shutdown")
         own: Facts = {
             "programs": len(self._sessions),
-            "requests": len(self._under_way),
+            "requests": len(self._under_way) + len(self.embeds),
             "encoded_characters": self._texts.encoded,
         }
         if what == "ping":
@@ -214,6 +216,12 @@ class Host:
         finally:
             del self._questions[number]
 
+    async def embed(
+        self, texts: Sequence[bytes], pooling: Literal["first", "last", "mean"], normalize: bool
+    ) -> list[wire.Embedded]:
+        """A vector for each text, ids packed as in wire.Embed. Leaving early cancels them. Raises EmbedFailed."""
+        return await self.embeds.ask([wire.Embed(self._number(), ids, pooling, normalize) for ids in texts])
+
     # --- what the engine says
 
     def on_messages(self, messages: Iterable[wire.FromEngine]) -> None:
@@ -222,12 +230,14 @@ class Host:
                 if message.number in self._questions and not self._questions[message.number].done():
                     self._questions[message.number].set_result(message)
                 continue
+            if self.embeds.hear(message):
+                continue
             if isinstance(message, (wire.Tokens, wire.Finished, wire.Scored, wire.Failed)):
                 self._hear(message)
 
     def restart(self) -> list[wire.ToEngine]:
         """The engine was lost: everything under way again, from the exact transcripts and seeds kept here."""
-        again: list[wire.ToEngine] = []
+        again = self.embeds.restart()
         for number, (_, _, work) in self._under_way.items():
             again.append(work.restart() if isinstance(work, Sample) else work.score(number, self._texts.neutral))
         return again

@@ -15,17 +15,20 @@ from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.scheduler.request import Answer, Group, Options, Request, Spend
 from branchwork.runtime.scheduler.stops import check_stops
 from branchwork.runtime.scheduler.twigs import Progress, Trie
-from branchwork.runtime.wire import Failed, Score, Submit
+from branchwork.runtime.scheduler.vectors import Vector
+from branchwork.runtime.wire import Embed, Failed, Score, Submit
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """context: tokens of prompt and answer. pages, page_size: of the whole pool. vocab: ids are 0 .. vocab-1."""
+    """context: tokens of prompt and answer. pages, page_size: of the whole pool. vocab: ids are 0 .. vocab-1.
+    causal: a token sees those before it alone."""
 
     context: int
     pages: int
     page_size: int
     vocab: int
+    causal: bool = True
 
 
 def unpack(ids: bytes) -> array[int]:
@@ -35,7 +38,7 @@ def unpack(ids: bytes) -> array[int]:
     return known
 
 
-def refusal(message: Submit | Score, limits: Limits) -> Failed | None:
+def refusal(message: Submit | Score | Embed, limits: Limits) -> Failed | None:
     """Why a message can never be served, None when it can."""
     if isinstance(message, Submit):
         named = [("the prompt", message.ids)]
@@ -48,6 +51,10 @@ def refusal(message: Submit | Score, limits: Limits) -> Failed | None:
             ),
             "",
         )
+    elif isinstance(message, Embed):
+        named, longest = [("the text", message.ids)], 0
+        wrong = "pooling first is for encoders: here the first state knows its own token alone"
+        wrong = wrong if message.pooling == "first" and limits.causal else ""
     else:
         named = [("the prefix", message.ids)]
         named += [(f"option {n}", option) for n, option in enumerate(message.options)]
@@ -83,7 +90,7 @@ def _wrong_ids(name: str, ids: bytes, vocab: int) -> str:
 
 def _too_long(number: int, given: int, wanted: int, limits: Limits) -> Failed | None:
     total = given + wanted
-    figures = f"{given} tokens given and {wanted} wanted make {total}"
+    figures = f"{given} tokens given and {wanted} wanted make {total}" if wanted else f"{given} tokens are given"
     if total > limits.context:
         return Failed(number, "context_length", f"{figures}, the context holds {limits.context}")
     room = limits.pages * limits.page_size
@@ -93,7 +100,7 @@ def _too_long(number: int, given: int, wanted: int, limits: Limits) -> Failed | 
 
 
 def requests_of(
-    message: Submit | Score, key: int, step: int, token_bytes: Sequence[bytes], grammar: Grammar | None = None
+    message: Submit | Score | Embed, key: int, step: int, token_bytes: Sequence[bytes], grammar: Grammar | None = None
 ) -> list[Request]:
     """The requests that serve an admissible message: one, or two for a Score with a neutral prefix."""
     known = unpack(message.ids)
@@ -101,6 +108,8 @@ def requests_of(
     if isinstance(message, Submit):
         answer = Answer(message, token_bytes, grammar)
         return [Request(key, message.id, known, len(known), message.priority, step, spend, answer)]
+    if isinstance(message, Embed):
+        return [Request(key, message.id, known, len(known), message.priority, step, spend, vector=Vector(message))]
     group = Group(message, Trie([unpack(option) for option in message.options]), spend)
     prefixes = [known, unpack(message.neutral)] if message.unconditional else [known]
     group.columns = [[] for _ in prefixes]

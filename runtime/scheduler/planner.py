@@ -423,6 +423,8 @@ class Planner:
                 self._cache.release(private)
             request.options.leases.clear()
             request.options.progress.restart()
+        if request.vector is not None:
+            request.vector.restart()
         self._cache.seal(lease, request.known, request.computed)
         self._cache.release(lease)
         request.lease = None
@@ -431,7 +433,7 @@ class Planner:
 
 def _behind(request: Request) -> bool:
     """Whether it still has known tokens of its prompt, or options, to compute (else it draws one token a step)."""
-    return request.computed < request.goal or request.options is not None
+    return request.computed < request.goal or request.answer is None
 
 
 def _rank(request: Request) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from branchwork.runtime.cache.prefix_cache import Lease
 from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.scheduler.stops import Ending, StopMatcher
 from branchwork.runtime.scheduler.twigs import Progress, Trie
+from branchwork.runtime.scheduler.vectors import Vector
 from branchwork.runtime.speculative.draft import Context, Draft
 from branchwork.runtime.speculative.speculator import until
 from branchwork.runtime.wire import Enforced, Finished, Score, Scored, Submit, Tokens, TokenScore, Usage
@@ -244,7 +245,8 @@ class Options:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A prefix to compute, then either an answer to draw (`answer`) or options to score (`options`)."""
+    """A prefix to compute, then an answer to draw (`answer`), options to score (`options`), or nothing: its states are
+    what is wanted (`vector`)."""
 
     key: int  # order of arrival; a Score with a neutral prefix is two requests of one id
     id: int
@@ -255,6 +257,7 @@ class Request:
     spend: Spend
     answer: Answer | None = None
     options: Options | None = None
+    vector: Vector | None = None
     computed: int = 0
     goal: int = 0
     lease: Lease | None = None
@@ -263,8 +266,10 @@ class Request:
 
     @property
     def reusable(self) -> int:
-        """Tokens of `known` whose logits nobody wants: the most that a lease may match."""
+        """Tokens of `known` whose logits and states nobody wants: the most that a lease may match."""
         last = len(self.known) - 1
+        if self.vector is not None and self.vector.needs_all:
+            return 0
         scored = None if self.answer is None else self.answer.next_score(self.prompt)
         return last if scored is None else min(last, scored - 1)
 

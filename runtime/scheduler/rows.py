@@ -45,7 +45,8 @@ def known_row(request: Request, lease: Lease, end: int, draft: Draft) -> Row:
     start, known, answer = request.computed, request.known, request.answer
     ids = known[start:end].tolist()
     if answer is None:
-        return Row(request.id, start, ids, lease.pages)
+        state = "" if request.vector is None else request.vector.wanted(end == len(known))
+        return Row(request.id, start, ids, lease.pages, state=state)
     drawing = end == len(known)
     row = draw_row(request, lease, start, ids, draft) if drawing else Row(request.id, start, ids, lease.pages)
     first = answer.next_score(request.prompt)

@@ -22,7 +22,7 @@ from branchwork.runtime.scheduler.stops import Ending
 from branchwork.runtime.speculative.draft import NOTHING, Draft
 from branchwork.runtime.speculative.speculator import CATCH_UP, Speculator
 from branchwork.runtime.speculative.verify import followed
-from branchwork.runtime.wire import Event, Failed, Finished, Score, Submit, Tree, TreeNode, Usage
+from branchwork.runtime.wire import Embed, Event, Failed, Finished, Score, Submit, Tree, TreeNode, Usage
 
 TREE_NODES = 500  # of the radix tree that onlookers are shown
 TREE_HEAD = 24  # tokens of each
@@ -68,7 +68,7 @@ class Scheduler:
 
     # --- messages
 
-    def add(self, message: Submit | Score) -> list[Event]:
+    def add(self, message: Submit | Score | Embed) -> list[Event]:
         """Queue a request. Events: Failed, with code and figures, when it can never be served or the queue is full."""
         if message.id in self._live or message.id in self._compiling:
             return [Failed(message.id, "bad_request", f"request {message.id} is already under way")]
@@ -78,7 +78,7 @@ class Scheduler:
         refused = refusal(message, self._limits)
         if refused is not None:
             return [refused]
-        if isinstance(message, Score) or message.constraint is None:
+        if not isinstance(message, Submit) or message.constraint is None:
             return self._enqueue(message, None)
         found = self._compiling.look(message)
         return [] if found is None else self._begin(message, found)
@@ -92,7 +92,7 @@ class Scheduler:
             return [found]
         return self._enqueue(message, found)
 
-    def _enqueue(self, message: Submit | Score, grammar: Grammar | None) -> list[Event]:
+    def _enqueue(self, message: Submit | Score | Embed, grammar: Grammar | None) -> list[Event]:
         requests = requests_of(message, self._keys, self._step, self._token_bytes, grammar)
         self._keys += len(requests)
         self._live[message.id] = requests
@@ -188,6 +188,12 @@ class Scheduler:
             request.spend.computed += tokens
             if job.twig >= 0:
                 self._scored(request, job.twig, drawn, events)
+                continue
+            if request.vector is not None:
+                request.vector.add(drawn.state)
+                if row.start + tokens == len(request.known):
+                    events.append(request.vector.event(request.spend.usage()))
+                    self._retire(request.id)
                 continue
             if drawn.known and request.answer is not None:
                 request.answer.prompt_scores += drawn.known

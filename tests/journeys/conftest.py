@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +20,17 @@ def runtime() -> Iterator[bw.Runtime]:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the server at `site`; programs reach it at ipc://FOLDER/s."""
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="session")
+def site(folder: Path) -> Iterator[str]:
     """The address of a server with sapling, a library of its own, and a hub on this machine that has owner/model.
 
     One for all dialects' tests.
     """
-    folder = tmp_path_factory.mktemp("site")
     with fake_hub.serving({"owner/model": fake_hub.files_of(checkpoint("llama"))}) as hub:
         own = {"BRANCHWORK_HOME": str(folder / "library"), "XDG_CACHE_HOME": str(folder / "cache")}
         own |= {"HF_HUB_CACHE": str(folder / "hub"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}

@@ -18,7 +18,9 @@ GREEDY = {"temperature": 0, "max_tokens": 12}
 
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    for server in serving(tmp_path_factory.mktemp("native")):
+    folder = tmp_path_factory.mktemp("native")
+    alone = {"BRANCHWORK_HOME": str(folder / "library"), "HF_HUB_OFFLINE": "1"}  # whatever is created or deleted
+    for server in serving(folder, environment=alone):
         with httpx.Client(base_url=server.url, timeout=60) as client:
             yield client
 

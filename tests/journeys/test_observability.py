@@ -17,7 +17,9 @@ from tests.serving import Serving, serving
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    for server in serving(tmp_path_factory.mktemp("watched"), "--log", "json"):
+    folder = tmp_path_factory.mktemp("watched")
+    alone = {"BRANCHWORK_HOME": str(folder / "library")}
+    for server in serving(folder, "--log", "json", environment=alone):
         generate(server)  # the model is there
         yield server
 
@@ -133,10 +135,22 @@ def test_programs_show_beside_http_requests(server: Serving) -> None:
 
     @bw.function
     def program(s: Any) -> None:
-        s += "Programs too" + bw.gen("x", max_tokens=3, ignore_eos=True)
+        s += "Programs too" + bw.gen("x", max_tokens=3, temperature=0, ignore_eos=True)
 
-    assert program.run(backend=backend)["x"]
+    program.run(backend=backend)["x"]
     backend.close()
     assert metrics(server)["branchwork_request_success_total", ("length", "sapling")] == before + 1
     last = next(events(server, "now"))["ended"][-1]
     assert last["method"] == "PROGRAM" and last["answers"][0]["completion_tokens"] == 3
+
+
+def test_names_that_share_an_engine_are_counted_once(server: Serving) -> None:
+    copied = httpx.post(f"{server.url}/api/copy", json={"source": "sapling", "destination": "twin"})
+    assert copied.status_code == 200, copied.text
+    body = {"model": "twin", "prompt": "Hello", "params": {"max_tokens": 2}}
+    assert httpx.post(f"{server.url}/generate", json=body, timeout=60).status_code == 200
+    rows = {labels[0] for name, labels in metrics(server) if name == "branchwork_prompt_tokens_total"}
+    assert len(rows) == 1, "two rows of one engine would add up to twice its tokens"
+    names = set(httpx.get(f"{server.url}/health").json()["models"])
+    assert len(names) == 2 and names >= rows
+    assert {model["name"] for model in next(events(server, "now"))["models"]} == names

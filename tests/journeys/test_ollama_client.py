@@ -178,8 +178,6 @@ def test_wrong_requests_say_what_is_wrong(client: ollama.Client) -> None:
     assert "insert" in refusal(400, lambda: client.generate("sapling", "x", suffix="y"))
     wrong = {"type": "object", "properties": {"a": {"type": "nonsense"}}}
     assert "schema" in refusal(400, lambda: client.chat("sapling", FRANCE, format=wrong))
-    assert "embeddings" in refusal(400, lambda: client.embed("sapling", "x"))
-    assert "embeddings" in refusal(400, lambda: client.embeddings("sapling", "x"))
 
 
 def test_a_stream_that_cannot_begin_is_a_status(client: ollama.Client) -> None:

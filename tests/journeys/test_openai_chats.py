@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
+
+import branchwork as bw
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me about your day."}]
@@ -124,6 +129,21 @@ def test_the_final_message_may_be_continued(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content == " is Paris."
 
 
+def test_what_its_client_leaves_is_over(client: openai.OpenAI, folder: Path) -> None:
+    knobs: dict[str, Any] = {"model": "sapling", "n": 8, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+    with contextlib.closing(bw.connect(f"ipc://{folder}/s")) as runtime:
+        stream = client.chat.completions.create(**knobs, messages=STORY, stream=True)
+        next(iter(stream))
+        assert runtime.stats()["programs"] == 1
+        stream.close()
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.3).chat.completions.create(**knobs, messages=STORY)
+        late = time.monotonic() + 20
+        while runtime.stats()["programs"] and time.monotonic() < late:
+            time.sleep(0.05)
+        assert runtime.stats()["programs"] == 0 == runtime.stats()["requests"]
+
+
 # --- shapes
 
 
@@ -190,6 +210,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": -1}, "temperature", "outside"),
     ({"temperature": "warm"}, "temperature", "float"),
     ({"n": 0}, "n", "outside"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "outside"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "server itself"),
+    ({"chat_template_kwargs": {"eos_token": "x"}}, "chat_template_kwargs", "server itself"),
     ({"stop": ""}, "stop", "non-empty"),
     ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
     ({"logit_bias": {"many": 1}}, "logit_bias", "many"),

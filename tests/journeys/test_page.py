@@ -109,10 +109,13 @@ def test_escape_stops_an_answer(page: Any, server: Serving) -> None:
 
 
 def test_requests_say_why_they_missed_and_the_tree_who_shares(page: Any, server: Serving) -> None:
+    rows = page.locator("#rows > li").filter(has_text="/generate")
+    before = rows.count()
     for ending in ("oaks", "elms"):
         body = {"prompt": f"Onlookers read about {ending}", "params": {"max_tokens": 2}}
         assert httpx.post(f"{server.url}/generate", json=body, headers=SHOWN, timeout=30).status_code == 200
-    row = page.locator("#rows > li").filter(has_text="/generate").first
+    rows.nth(before + 1).wait_for()
+    row = rows.first
     row.locator("summary").focus()
     page.keyboard.press("Enter")
     row.get_by_text("From token").wait_for()

@@ -143,6 +143,7 @@ CASES: dict[str, Callable[[torch.dtype], list[list[Any]]]] = {
     "add_rms_norm": add_norm,
     "rope": rotary,
     "silu_mul": gated,
+    "gelu": gated,
     "gelu_mul": gated,
     "embedding": looking_up,
     "apply_mask": masking,

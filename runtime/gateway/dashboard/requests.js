@@ -91,7 +91,8 @@ function told(asked, first) {
 }
 
 // Why the prompt, or some of it, was not in the cache.
-function why({ prompt_tokens: prompt, cached_tokens: cached, diverged_at: diverged, diverged_text: text }) {
+function why({ prompt_tokens: prompt, cached_tokens: cached, diverged_at: diverged, diverged_text: text, finish_reason: end }) {
+  if (end === "embedding") return `A vector: ${cached} of ${prompt} tokens came from the tree; one that is made of every token takes none.`;
   if (cached >= prompt - 1) return `The whole prompt was in the tree (${cached} of ${prompt} tokens; the last one is always computed).`;
   if (!diverged) return `A new prompt: nothing in the tree began with ${quoted(text)}.`;
   const same = `${cached} of ${prompt} tokens came from the tree.`;

@@ -29,7 +29,7 @@ def service(limits: Limits = Limits()) -> Service:  # noqa: B008 (frozen)
 def get(service: Service, *paths: str, access: Access = Access()) -> list[httpx.Response]:  # noqa: B008 (frozen)
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(application(service, access))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return [await client.get(path, headers={"accept": "text/html"}) for path in paths]
 
     return asyncio.run(ask())

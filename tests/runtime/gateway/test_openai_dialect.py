@@ -28,7 +28,7 @@ def service(limits: Limits = Limits()) -> Service:  # noqa: B008 (frozen)
 def post(made: Service, *bodies: Any, access: Access = Access(), path: str = PATH) -> list[httpx.Response]:  # noqa: B008
     async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=application(made, access))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return [
                 await (client.post(path, content=body) if isinstance(body, bytes) else client.post(path, json=body))
                 for body in bodies

@@ -16,6 +16,7 @@ from branchwork.runtime.gateway.served import Prompt, Served
 from branchwork.runtime.gateway.service import Problem
 from branchwork.runtime.gateway.text import Texts
 from branchwork.runtime.gateway.turns import Ask, next_turn, resumed, specs
+from branchwork.runtime.loading.hub import Resolved
 
 MODEL = Path(sapling.__file__).parent
 TEXTS = Texts(MODEL)
@@ -40,6 +41,7 @@ def model(template: str | None) -> Served:
     """A model of which only the text side has begun."""
     served = Served("sapling", [], Path("/nowhere"), lambda connection, message: None)
     served.texts, served.template, served.specials = TEXTS, template, {}
+    served.found = Resolved("sapling", Path("/nowhere"))
     served.info = ModelInfo(name="sapling", family="oak", context=2048, vocab=3072, eos_ids=(2,), frames=None)  # type: ignore[arg-type]
     return served
 
