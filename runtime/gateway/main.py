@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -146,10 +147,19 @@ async def _run(arguments: Arguments, models: Models, server: Server) -> None:
             arguments.say(stage, fraction)
 
     async with models.use(first, say=say) as served:
+        _keep_garbage_rare()
         if arguments.say is not None:
             arguments.say("ready", 1.0)
         server.open(served.host, served.info, config.window)
         await models.serving(first)
+
+
+def _keep_garbage_rare() -> None:
+    """What was loaded stays, and hardly anything of a request is in a cycle: looking through all of it again and again
+    takes a fifth of the gateway's time for a token (benchmarks/LOG.md, "The server")."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _on_stdin(stopping: asyncio.Event) -> None:

@@ -173,23 +173,3 @@ def test_the_openapi_document_tells_of_every_body(http: httpx.Client) -> None:
     jsonschema.validate({"prompt": "a", "continuations": ["b", [1, 2]]}, resolvable)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"continuations": [1.5]}, resolvable)
-
-
-@pytest.mark.soak
-def test_nothing_that_the_document_allows_breaks_the_server(http: httpx.Client) -> None:
-    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-    hypothesis = pytest.importorskip("hypothesis")
-    schema = schemathesis.openapi.from_dict(http.get("/openapi.json").json())
-
-    def check(case: Any) -> None:
-        answer = case.call(base_url=str(http.base_url), timeout=60)
-        assert answer.status_code < 500, answer.text
-
-    for found in schema.get_all_operations():
-        operation = found.ok()
-        if operation.path == "/dashboard/events":  # it never ends
-            continue
-        fuzzed = hypothesis.given(case=operation.as_strategy())(check)
-        hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))(
-            fuzzed
-        )()
