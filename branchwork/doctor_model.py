@@ -14,7 +14,8 @@ from branchwork.runtime.execution.memory import bytes_per_page, free_memory
 from branchwork.runtime.loading.formats import FLOAT8
 from branchwork.runtime.loading.hub import find_model
 from branchwork.runtime.loading.weights import choose_dtype
-from branchwork.runtime.models.registry import load_spec
+from branchwork.runtime.models.bert import parameters as encoder_parameters
+from branchwork.runtime.models.registry import is_encoder, load_encoder_spec, load_spec
 from branchwork.runtime.models.size import parameters
 from branchwork.runtime.models.spec import Fields, ModelSpec
 from branchwork.status import number, size
@@ -26,6 +27,8 @@ _CPU = torch.device("cpu")
 def examine(model: str) -> Rows:
     """(what, finding, hint) rows. Raises LoadError for a model that cannot be found or served."""
     path = find_model(model)
+    if is_encoder(path):
+        return _encoder(path)
     spec = load_spec(path)
     dtype = choose_dtype("auto", spec.stored, _CPU)
     stored, loaded = _stored_bytes(path), weight_bytes(path, spec)
@@ -42,6 +45,19 @@ def examine(model: str) -> Rows:
         ("KV cache", f"{size(token)} a token, {size(whole)} for one full context", "page_size=1"),
     ]
     return [*rows, _fit(spec, loaded, token)]
+
+
+def _encoder(path: Path) -> Rows:
+    """Of a model that makes vectors alone."""
+    spec = load_encoder_spec(path)
+    count, dtype = encoder_parameters(spec), choose_dtype("auto", spec.stored, _CPU)
+    return [
+        ("files", f"{_format(path)}, {size(_stored_bytes(path))}", str(path)),
+        ("architecture", f"{spec.family}, {number(count)} parameters", f"{spec.layers} layers, {spec.heads} heads"),
+        ("computes in", str(dtype).removeprefix("torch."), f"stored as {spec.stored}"),
+        ("weights", f"{size(count * dtype.itemsize)} in memory", "for embeddings: it has no KV and writes no text"),
+        ("context", f"{spec.context:,} tokens", ""),
+    ]
 
 
 def summary(path: Path) -> str:

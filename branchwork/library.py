@@ -244,9 +244,12 @@ def _shown() -> Iterator[Callable[[Step], None]]:
 
 def _check(path: Path) -> None:
     """Raises LoadError for a model that cannot be run here."""
-    from branchwork.runtime.models.registry import load_spec  # takes a second: not before the hub has answered
+    from branchwork.runtime.models import registry  # takes a second: not before the hub has answered
 
-    load_spec(path)
+    if registry.is_encoder(path):
+        registry.load_encoder_spec(path)
+    else:
+        registry.load_spec(path)
 
 
 def _unusable(path: Path) -> list[str]:

@@ -23,7 +23,8 @@ from branchwork.runtime.loading.store import LATEST, PART, Manifest, Store, cano
 from branchwork.runtime.loading.transfer import fetch
 
 PREFERRED = ("Q4_K_M", "Q8_0")
-_SMALL = re.compile(r"[\w.-]+\.(?:json|jinja)|LICENSE[\w.-]*")  # a hub's names become names of files here
+# a hub's names become names of files here; those of sentence-transformers say how states become vectors
+_SMALL = re.compile(r"[\w.-]+\.(?:json|jinja)|LICENSE[\w.-]*|[0-9]_Pooling/config\.json")
 _WEIGHTS = re.compile(r"[\w.-]+\.safetensors")
 _GGUF = re.compile(r"[\w.-]+\.gguf")
 _HEX = re.compile(r"[0-9a-f]{40,64}")
@@ -208,7 +209,7 @@ def _cached(repository: str, commit: str, files: Sequence[File]) -> Path | None:
     found = [try_to_load_from_cache(repository, file.name, revision=commit) for file in files]
     paths = [Path(path) for path in found if isinstance(path, str)]
     if len(paths) == len(files) and all(path.stat().st_size == file.size for path, file in zip(paths, files)):
-        return paths[0].parent
+        return next(path.parent for path, file in zip(paths, files) if "/" not in file.name)
     return None
 
 
@@ -236,6 +237,7 @@ def _fetch_all(
             _fetch_one(what, commit, file, blob, moved, patience)
         before += file.size
         target = folder / file.name
+        target.parent.mkdir(exist_ok=True)
         if not target.exists():
             _link(blob, target)
         if checking and check is not None:

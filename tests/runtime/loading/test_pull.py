@@ -8,11 +8,14 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
+from encoders import encoder
 
 from branchwork.runtime.loading.errors import LoadError
 from branchwork.runtime.loading.hub import find_model, resolved
+from branchwork.runtime.loading.pooling import load_pooling
 from branchwork.runtime.loading.pull import File, Step, asked, choose, pull
 from branchwork.runtime.loading.store import Store
+from branchwork.runtime.models.registry import load_encoder_spec
 from tests.checkpoints import checkpoint
 from tests.fake_hub import Hub, files_of, serving
 from tests.gguf_files import write_gguf
@@ -173,6 +176,19 @@ def test_names_that_lead_out_of_the_folder_are_not_taken(hub: Hub) -> None:
     hub.repositories["owner/evil"] = {"../../evil.gguf": b"x", "../evil.json": b"x", "config.json": b"{}"}
     assert refusal("owner/evil").code == "unsupported"
     assert hub.asked == []
+
+
+def test_an_encoder_comes_with_how_its_states_become_vectors(hub: Hub, tmp_path: Path) -> None:
+    files = files_of(encoder("bert", tmp_path, "cls"))
+    hub.repositories["owner/encoder"] = files | {
+        "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
+        "2_Other/config.json": b"{}",
+    }
+    manifest = pull("owner/encoder", Store(), check=load_encoder_spec)
+    found = find_model("owner/encoder")
+    assert load_pooling(found).kind == "first" and not (found / "2_Other").exists()
+    assert manifest.about.family == "bert"
+    Store().check()
 
 
 def test_two_pulls_of_one_repository_take_turns(hub: Hub) -> None:

@@ -122,8 +122,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_whose_bytes_are_unknown_is_refused(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "##a": 1}, unk_token="[UNK]"))
-    tokenizer.decoder = decoders.WordPiece()
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.CTC()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(LoadError, match="neither byte-level nor sentencepiece-like"):
+    with pytest.raises(LoadError, match="neither byte-level, sentencepiece-like nor WordPiece"):
         token_bytes(tmp_path)

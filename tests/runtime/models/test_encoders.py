@@ -8,6 +8,7 @@ import pytest
 import torch
 from encoders import ENCODERS, VOCAB, encoder, states
 
+from branchwork import doctor_model, library
 from branchwork.runtime.execution.encoding import EncodingRunner
 from branchwork.runtime.execution.inputs import whole
 from branchwork.runtime.loading.errors import LoadError
@@ -80,3 +81,13 @@ def test_encoders_and_decoders_are_told_apart(tmp_path: Path) -> None:
         load_spec(directory)
     with pytest.raises(LoadError, match="quantize=int8 is for models that generate"):
         load_encoder(directory, quantize="int8")
+
+
+def test_doctor_and_the_library_know_an_encoder(tmp_path: Path) -> None:
+    directory = encoder("bert", tmp_path)
+    rows = {row[0]: row for row in doctor_model.examine(str(directory))}
+    assert rows["architecture"][1].startswith("bert,") and "no KV" in rows["weights"][2]
+    assert rows["context"][1] == "64 tokens"
+    assert library._unusable(directory) == []
+    edit_config(directory, hidden_act="relu")
+    assert "hidden_act='relu'" in library._unusable(directory)[0]
