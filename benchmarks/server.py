@@ -35,7 +35,7 @@ from server_load import Load, Raw, Run, chats, percentile, programs, prompt, who
 
 import branchwork as bw
 
-OPTIONS = ("threads=1", "pages=40000")
+OPTIONS = ("threads=1", "pages=40000", "speculative=off")  # a way must not guess what another has said
 START, MEMORY, COST = 4.0, 200.0, 0.15  # seconds, MB, share of the throughput: at most
 CONSOLE = Console()
 
