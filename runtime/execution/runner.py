@@ -173,7 +173,7 @@ def _places(rows: Sequence[Row]) -> list[Row]:
     return places
 
 
-def _outcome(row: Row, draws: Sequence[Draw], known: Sequence[TokenScore], state: bytes) -> Drawn:
+def _outcome(row: Row, draws: Sequence[Draw], known: Sequence[TokenScore], state: bytes = b"") -> Drawn:
     tokens = [draw.token for draw in draws]
     if row.draft:
         tokens = tokens[: verified(row.ids[len(row.ids) - row.draft :], tokens)]
