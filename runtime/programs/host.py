@@ -361,7 +361,7 @@ class Host:
             text = "there is no text before this gen; append a prompt first"
             session.machine.fail(call.id, "empty_prompt", text)
         elif room < 1:
-            text = f"the text before this gen has {len(prompt)} tokens; the context holds {self._context}"
+            text = f"the prompt has {len(prompt)} tokens; the context holds {self._context}"
             session.machine.fail(call.id, "context_length", f"{text} with at least one new token")
         else:
             early = call.params.n == 1 and bool(capture_names(call.constraint))  # captures are told as they close
