@@ -217,12 +217,15 @@ GatewayMessage = Welcome | Refused | Loading | Credit | Delta | Captured | Done 
 def is_private(endpoint: str) -> bool:
     """Whether only this machine can reach an endpoint; any other needs CURVE keys, on both sides."""
     parts = urlsplit(endpoint)
-    if parts.scheme in ("ipc", "inproc") or parts.hostname == "localhost":
-        return True
+    return parts.scheme in ("ipc", "inproc") or is_loopback(parts.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
     try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
+        return host == "localhost"
 
 
 def encode(message: ClientMessage | GatewayMessage) -> bytes:

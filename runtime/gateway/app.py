@@ -6,7 +6,6 @@ Knows: which dialects there are, who may ask. Must not know: any dialect's field
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from branchwork.lang.protocol import is_loopback
 from branchwork.runtime.config import ConfigError
 from branchwork.runtime.gateway import anthropic, native, ollama, openai, page
 from branchwork.runtime.gateway.journal import Journalled
@@ -28,14 +28,6 @@ from branchwork.runtime.gateway.web import bearer
 # the first one whose paths a request's begins with shapes its errors
 DIALECTS = (anthropic, ollama, openai, native)
 OPEN = ("/health", *[path for path, _ in page.files()])  # paths that need no key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Access(NamedTuple):

@@ -7,8 +7,6 @@ An answer of n samples is a program that forks n branches after its prompt.
 from __future__ import annotations
 
 import asyncio
-import random
-from array import array
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -19,11 +17,10 @@ from branchwork.lang import protocol
 from branchwork.lang.constraint import Constraint
 from branchwork.lang.ir import Fork, Gen, Ids, Laid, Select, Sent
 from branchwork.lang.params import SamplingParams
+from branchwork.runtime.programs.gens import pack, seeds
 from branchwork.runtime.programs.host import Host
 
 CONNECTION = b"local"  # names of clients' connections begin with a zero byte
-_GOLDEN = 0x9E3779B97F4A7C15
-_FRESH = random.SystemRandom()
 
 
 class Piece(NamedTuple):
@@ -97,9 +94,8 @@ class Local:
             nodes.append((0, Gen("answer", params=params, constraint=constraint)))
         else:
             nodes.append((0, Fork(tuple(range(1, params.n + 1)))))
-            seed = params.seed if params.seed is not None else _FRESH.getrandbits(62)
-            for branch in range(1, params.n + 1):
-                own = msgspec.structs.replace(params, n=1, seed=(seed + (branch - 1) * _GOLDEN) % 2**63)
+            for branch, seed in enumerate(seeds(params), 1):
+                own = msgspec.structs.replace(params, n=1, seed=seed)
                 nodes.append((branch, Gen("answer", params=own, constraint=constraint)))
         left = params.n
         async with aclosing(self._run(nodes, stream)) as messages:
@@ -143,8 +139,3 @@ class Local:
         finally:
             del self._heard[program]
             self._host.close(CONNECTION, program)
-
-
-def pack(ids: Sequence[int]) -> bytes:
-    """int32 little-endian."""
-    return array("i", ids).tobytes()

@@ -19,13 +19,14 @@ from branchwork.lang.protocol import ModelInfo
 from branchwork.runtime import wire
 from branchwork.runtime.config import Config, cores, parse
 from branchwork.runtime.gateway.chat import following, pieces
-from branchwork.runtime.gateway.local import CONNECTION, Local, pack
+from branchwork.runtime.gateway.local import CONNECTION, Local
 from branchwork.runtime.gateway.named import frames_of, template_of
 from branchwork.runtime.gateway.supervisor import Supervisor
 from branchwork.runtime.gateway.text import Texts
 from branchwork.runtime.loading.hub import Resolved, resolved
 from branchwork.runtime.loading.pooling import Pooling, load_pooling
 from branchwork.runtime.loading.tokenizer import eos_ids, special_texts
+from branchwork.runtime.programs.gens import pack
 from branchwork.runtime.programs.host import Emit, Host
 
 Say = Callable[[str, float], None]

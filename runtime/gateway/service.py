@@ -88,22 +88,14 @@ class Service:
     async def model(self, name: str, keep_alive: float | None = None, say: Say | None = None) -> AsyncIterator[Served]:
         """A model by name, loaded if need be, and kept while it is used. Raises Problem 404 and 503."""
         self.journal.wants(name)
-        try:
+        with _named(name):
             async with self.models.use(name, keep_alive, say) as served:
                 yield served
-        except Unknown as error:
-            raise Problem(404, "model_not_found", str(error), "model") from error
-        except Unavailable as error:
-            raise Problem(503, error.code, f"model {name!r} cannot be loaded: {error}", "model") from error
 
     def wanted(self, name: str) -> Wanted:
         """What a name stands for. Raises Problem 404 and 503."""
-        try:
+        with _named(name):
             return self.models.wanted(name)
-        except Unknown as error:
-            raise Problem(404, "model_not_found", str(error), "model") from error
-        except Unavailable as error:
-            raise Problem(503, error.code, f"model {name!r} cannot be loaded: {error}", "model") from error
 
     async def answers(
         self,
@@ -122,8 +114,8 @@ class Service:
                 raise Problem(400, error.code, str(error)) from error
         if not prompt.ids:
             raise Problem(400, "empty_prompt", "the prompt is empty; give some text, or a message with content")
-        try:
-            answers = served.local.answers(prompt.ids, prompt.text, params, constraint, stream=stream)
+        answers = served.local.answers(prompt.ids, prompt.text, params, constraint, stream=stream)
+        with _programs():
             async with aclosing(answers):
                 async for event in answers:
                     if isinstance(event, Ended):
@@ -131,17 +123,13 @@ class Service:
                     else:
                         self.journal.grew(len(event.ids))
                     yield event
-        except ProgramFailed as error:
-            raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
 
     async def choice(self, served: Served, prompt: Prompt, choices: Sequence[str], method: str) -> Ended:
         """One of the choices, as `select` chooses (lang.choices); its meta holds every choice's scores."""
-        try:
+        with _programs():
             chosen = await served.local.choice(prompt.ids, prompt.text, choices, method)
-            self._ended(served, chosen)
-            return chosen
-        except ProgramFailed as error:
-            raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
+        self._ended(served, chosen)
+        return chosen
 
     async def embed(
         self, served: Served, prompts: Sequence[Sequence[int]], param: str | None = None
@@ -196,6 +184,26 @@ class Service:
             text = f"{len(came)} requests in the last minute, {self.limits.rate} may be made; try again in {wait:.0f} s"
             raise Problem(429, "rate_limited", text, retry_after=wait)
         came.append(now)
+
+
+@contextmanager
+def _named(model: str) -> Iterator[None]:
+    """What is wrong with a model's name, or with loading it, as a Problem."""
+    try:
+        yield
+    except Unknown as error:
+        raise Problem(404, "model_not_found", str(error), "model") from error
+    except Unavailable as error:
+        raise Problem(503, error.code, f"model {model!r} cannot be loaded: {error}", "model") from error
+
+
+@contextmanager
+def _programs() -> Iterator[None]:
+    """A program's failure as a Problem."""
+    try:
+        yield
+    except ProgramFailed as error:
+        raise Problem(_STATUS.get(error.code, 400), error.code, str(error)) from error
 
 
 def _told(usage: Usage) -> dict[str, Any]:

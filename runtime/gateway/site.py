@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import uvicorn
 
+from branchwork.lang.protocol import is_loopback
 from branchwork.runtime.config import ConfigError
 from branchwork.runtime.gateway import logs
-from branchwork.runtime.gateway.app import Access, application, is_loopback
+from branchwork.runtime.gateway.app import Access, application
 from branchwork.runtime.gateway.service import Limits, Service
 from branchwork.runtime.gateway.tracing import tracing
 

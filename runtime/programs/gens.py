@@ -17,6 +17,7 @@ from branchwork.runtime import wire
 from branchwork.runtime.grammar.schema import complaint
 
 _FRESH = random.SystemRandom()
+_GOLDEN = 0x9E3779B97F4A7C15  # keeps the seeds of one gen's samples far apart
 
 
 class Decoder(Protocol):
@@ -233,7 +234,7 @@ def submits(
 
     skip: bytes at the beginning that are prompt, not answer. fanout: branches that wait for the answer to begin.
     """
-    seed = params.seed if params.seed is not None else _FRESH.getrandbits(62)
+    own = seeds(params)
     ends = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *eos)
     stops = wire.Stops(
         max_tokens=max(1, min(params.max_tokens, room)),
@@ -256,7 +257,7 @@ def submits(
                 frequency_penalty=params.frequency_penalty,
                 presence_penalty=params.presence_penalty,
                 repetition_penalty=params.repetition_penalty,
-                seed=(seed + number * 0x9E3779B97F4A7C15) % 2**63,
+                seed=own[number],
                 bias=params.logit_bias,
             ),
             stops=stops,
@@ -272,6 +273,12 @@ def submits(
         )
         for number in range(params.n)
     ]
+
+
+def seeds(params: SamplingParams) -> list[int]:
+    """The seed of each of a gen's n samples; fresh ones where none is given."""
+    first = params.seed if params.seed is not None else _FRESH.getrandbits(62)
+    return [(first + number * _GOLDEN) % 2**63 for number in range(params.n)]
 
 
 def complaints(constraint: Constraint, text: str, captures: dict[str, Any]) -> list[str]:

@@ -18,14 +18,15 @@ class Scores:
     """Scores of tokens [n] int64 under log_softmax(logits[rows[i]]), logits [M, V]: computed where the logits are, read
     when they are wanted.
 
-    rows: int64 [n] beside the tokens. top: how many of the best tokens to name. Computed in float32.
+    top: how many of the best tokens to name. Computed in float32.
     """
 
-    def __init__(self, logits: Tensor, tokens: Tensor, top: int, rows: Tensor) -> None:
+    def __init__(self, logits: Tensor, tokens: Tensor, top: int, rows: Sequence[int]) -> None:
         logits = logits.float()
         total = logits.logsumexp(-1, keepdim=True)
-        self._rows, self._tokens = Readback(rows), Readback(tokens)
-        self._own = Readback(logits[rows, tokens] - total[rows, 0])
+        place = torch.tensor(rows, dtype=torch.int64, device=logits.device)
+        self._rows, self._tokens = rows, Readback(tokens)
+        self._own = Readback(logits[place, tokens] - total[place, 0])
         self._best: tuple[Readback, Readback] | None = None
         if top > 0:
             values, ids = logits.topk(min(top, logits.shape[1]), sorted=True)
@@ -33,7 +34,7 @@ class Scores:
 
     def read(self) -> list[TokenScore]:
         """Each token's score. Alternatives come most likely first, ties by id."""
-        rows = self._rows.read().tolist()
+        rows = self._rows
         tops: dict[int, tuple[TopToken, ...]] = {}
         if self._best is not None:
             values, ids = (part.read().tolist() for part in self._best)
@@ -54,8 +55,8 @@ def scores_of(logits: Tensor, token_ids: Sequence[int], top: int, rows: Sequence
     wanted = count if rows is None else len(rows)
     if len(token_ids) != wanted or not all(0 <= token < vocab for token in token_ids):
         raise ValueError(f"{len(token_ids)} token ids below {vocab} are needed for {wanted} places in {count} rows")
-    place = torch.tensor(range(count) if rows is None else rows, dtype=torch.int64, device=logits.device)
-    return Scores(logits, torch.tensor(token_ids, dtype=torch.int64, device=logits.device), top, place)
+    tokens = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
+    return Scores(logits, tokens, top, range(count) if rows is None else rows)
 
 
 def known_scores(

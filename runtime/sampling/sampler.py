@@ -181,5 +181,4 @@ def _scores(
     if len(wanted) < len(rows):
         at = torch.tensor(wanted, device=logits.device)
         logits, tokens = logits[at], tokens[at]
-    places = torch.arange(len(wanted), device=logits.device)
-    return wanted, tops, Scores(logits, tokens.clamp(min=0), max(tops), places)
+    return wanted, tops, Scores(logits, tokens.clamp(min=0), max(tops), range(len(wanted)))

@@ -122,11 +122,11 @@ class MaskWriter:
                 continue
             draws = row.draft + 1
             if row.masked and job.request.answer is not None:
+                if job.request.lease is not None:  # else it has ended
+                    guesses = (*job.before, *row.ids[len(row.ids) - row.draft :])
+                    self._fill(job.request.answer, guesses, len(job.before), words[at : at + draws])
                 masked += range(draw, draw + draws)
                 at += draws
-            if row.masked and job.request.answer is not None and job.request.lease is not None:  # else it has ended
-                guesses = (*job.before, *row.ids[len(row.ids) - row.draft :])
-                self._fill(job.request.answer, guesses, len(job.before), words[at - draws : at])
             draw += draws
         return words, masked
 
