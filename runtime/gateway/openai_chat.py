@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from branchwork.lang.params import SamplingParams
 from branchwork.lang.turnparser import CallArguments, CallBegan, Event, Said, Thought
 from branchwork.runtime.gateway import openai_fields as fields
-from branchwork.runtime.gateway.local import Ended, Piece
+from branchwork.runtime.gateway.local import Ended
 from branchwork.runtime.gateway.openai_shapes import (
     DONE,
     Shown,
@@ -25,6 +25,7 @@ from branchwork.runtime.gateway.openai_shapes import (
     new_id,
     tokens,
 )
+from branchwork.runtime.gateway.replies import Part, parts
 from branchwork.runtime.gateway.served import Served
 from branchwork.runtime.gateway.service import Problem
 from branchwork.runtime.gateway.turns import Ask, Turn, next_turn
@@ -72,14 +73,13 @@ async def chat(call: Call[Body]) -> Any:
         asked = _asked(served, call.body, "chat.completion")
         choices: dict[int, dict[str, Any]] = {}
         usage = Usage()
-        answers = call.service.answers(served, asked.turn.prompt, asked.params, asked.turn.constraint)
+        answers = parts(call.service, served, asked.turn, asked.params, stream=False)
         async with aclosing(answers):
-            async for ended in answers:
-                assert isinstance(ended, Ended)
-                reader = asked.turn.reader()
-                message = Heard([*reader.feed(ended.text), *reader.finish()])
-                usage = usage.with_answer(ended.meta, message.thinking(served), first=not choices)
-                choices[ended.sample] = _choice(asked, ended, message)
+            async for part in answers:
+                assert part.ended is not None
+                message = Heard(part.events)
+                usage = usage.with_answer(part.ended.meta, message.thinking(served), first=not choices)
+                choices[part.sample] = _choice(asked, part.ended, message)
         listed = [choices[index] for index in sorted(choices)]
         return {**asked.head, "choices": listed, "usage": usage.shape()}
 
@@ -190,8 +190,7 @@ def _choice(asked: _Chat, ended: Ended, heard: Heard) -> dict[str, Any]:
 class _Told:
     """One choice under way."""
 
-    def __init__(self, asked: _Chat) -> None:
-        self.reader = asked.turn.reader()
+    def __init__(self) -> None:
         self.heard = Heard()
         self.shown = Shown()
         self.scores: list[Token] = []  # of text that is not sent yet
@@ -204,41 +203,37 @@ async def _chunks(call: Call[Body]) -> AsyncGenerator[bytes, None]:
         asked = _asked(served, body, "chat.completion.chunk")
         told: dict[int, _Told] = {}
         usage, ends = Usage(), 0
-        answers = call.service.answers(served, asked.turn.prompt, asked.params, asked.turn.constraint, stream=True)
+        answers = parts(call.service, served, asked.turn, asked.params, stream=True)
         nothing = {"usage": None} if body.usage_asked else {}
         async with aclosing(answers):
-            async for one in answers:
-                choice = told.get(one.sample) or told.setdefault(one.sample, _Told(asked))
-                for shape in _pieces(asked, choice, one):
-                    shape = {"index": one.sample, **shape}
+            async for part in answers:
+                choice = told.get(part.sample) or told.setdefault(part.sample, _Told())
+                for shape in _pieces(asked, choice, part):
+                    shape = {"index": part.sample, **shape}
                     yield event({**asked.head, "choices": [shape], **nothing})
-                if isinstance(one, Ended):
-                    usage = usage.with_answer(one.meta, choice.heard.thinking(served), first=not ends)
+                if part.ended is not None:
+                    usage = usage.with_answer(part.ended.meta, choice.heard.thinking(served), first=not ends)
                     ends += 1
         if body.usage_asked:
             yield event({**asked.head, "choices": [], "usage": usage.shape()})
         yield DONE
 
 
-def _pieces(asked: _Chat, choice: _Told, one: Piece | Ended) -> Iterator[dict[str, Any]]:
+def _pieces(asked: _Chat, choice: _Told, part: Part) -> Iterator[dict[str, Any]]:
     """What is new of a choice, as a chunk's choice each."""
     if not choice.begun:
         choice.begun = True
         yield _delta({"role": "assistant", "content": "", "refusal": None})
-    if isinstance(one, Piece):
-        if asked.scored:
-            scored = tokens(asked.served, one.logprobs, one.tops)
-            choice.scores += choice.shown.feed(one.text, scored)
-        events = choice.reader.feed(one.text)
-    else:
-        events = choice.reader.finish()
-    for found in events:
+    if part.piece is not None and asked.scored:
+        scored = tokens(asked.served, part.piece.logprobs, part.piece.tops)
+        choice.scores += choice.shown.feed(part.piece.text, scored)
+    for found in part.events:
         choice.heard.hear(found)
         delta = _said(found)
         if delta:
             yield _delta(delta, _taken(asked, choice))
-    if isinstance(one, Ended):
-        yield {**_delta({}, _taken(asked, choice)), "finish_reason": choice.heard.finish(one.meta)}
+    if part.ended is not None:
+        yield {**_delta({}, _taken(asked, choice)), "finish_reason": choice.heard.finish(part.ended.meta)}
 
 
 def _delta(delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:

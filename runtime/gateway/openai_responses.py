@@ -18,10 +18,11 @@ import msgspec
 from branchwork.lang.constraint import Constraint, ConstraintError
 from branchwork.lang.params import SamplingParams
 from branchwork.runtime.gateway import openai_fields as fields
-from branchwork.runtime.gateway.local import Ended, Piece
+from branchwork.runtime.gateway.local import Ended
 from branchwork.runtime.gateway.openai_items import Item, Output, ToolIn, listed, messages_of, tools_of
 from branchwork.runtime.gateway.openai_shapes import Shown, Usage, chat_logprobs, error, new_id, tokens
 from branchwork.runtime.gateway.openai_store import Kept, Store
+from branchwork.runtime.gateway.replies import Part, parts
 from branchwork.runtime.gateway.served import Prompt, Served
 from branchwork.runtime.gateway.service import Problem
 from branchwork.runtime.gateway.turns import Ask, Turn, next_turn, resumed
@@ -125,22 +126,19 @@ class Responses:
             if call.body.previous_response_id is not None:
                 before = await self._kept(call, call.body.previous_response_id, 400, "previous_response_id")
             asked = _asked(served, call.body, before)
-            turn = asked.turn
             making = _Making(asked)
-            answers = call.service.answers(
-                served, turn.prompt, asked.params, turn.constraint, stream=bool(call.body.stream)
-            )
+            answers = parts(call.service, served, asked.turn, asked.params, stream=bool(call.body.stream))
             begun = False
             async with aclosing(answers):
-                async for one in answers:
+                async for part in answers:
                     for kind in () if begun else ("created", "in_progress"):  # only now it is certain to be answered
                         yield {"type": f"response.{kind}", "response": asked.shape, "sequence_number": next(number)}
                     begun = True
-                    for told in making.hear(one):
+                    for told in making.hear(part):
                         yield {**told, "sequence_number": next(number)}
-                    if isinstance(one, Ended):
-                        shape = making.response(one)
-                        await self._keep(call, asked, making.output, shape, one)
+                    if part.ended is not None:
+                        shape = making.response(part.ended)
+                        await self._keep(call, asked, making.output, shape, part.ended)
                         kind = f"response.{shape['status']}"
                         yield {"type": kind, "response": shape, "sequence_number": next(number)}
 
@@ -159,25 +157,23 @@ class _Making:
 
     def __init__(self, asked: _Asked) -> None:
         self._asked = asked
-        self._reader = asked.turn.reader()
         self._shown = Shown()
         self._scores: list[dict[str, Any]] = []
         self._streamed = False
         self.output = Output()
 
-    def hear(self, one: Piece | Ended) -> Iterator[dict[str, Any]]:
+    def hear(self, part: Part) -> Iterator[dict[str, Any]]:
         """What a stream tells of it."""
-        if isinstance(one, Piece):
+        piece, end = part.piece, part.ended
+        if piece is not None:
             self._streamed = True
-            self._score(one.text, one.logprobs, one.tops)
-            yield from self._told(one.text)
-            return
-        if not self._streamed:
-            self._score(one.text, one.meta.get("output_token_logprobs", ()), one.meta.get("output_top_logprobs", ()))
-            yield from self._told(one.text)
-        for found in self._reader.finish():
+            self._score(piece.text, piece.logprobs, piece.tops)
+        elif end is not None and not self._streamed:
+            self._score(end.text, end.meta.get("output_token_logprobs", ()), end.meta.get("output_top_logprobs", ()))
+        for found in part.events:
             yield from self.output.hear(found, self._taken())
-        yield from self.output.finish(self._taken(), whole=one.meta["finish_reason"] != "length")
+        if end is not None:
+            yield from self.output.finish(self._taken(), whole=end.meta["finish_reason"] != "length")
 
     def response(self, end: Ended) -> dict[str, Any]:
         """The whole response."""
@@ -198,10 +194,6 @@ class _Making:
                 "total_tokens": usage.prompt + usage.completion,
             },
         }
-
-    def _told(self, text: str) -> Iterator[dict[str, Any]]:
-        for found in self._reader.feed(text):
-            yield from self.output.hear(found, self._taken())
 
     def _score(self, text: str, scores: Any, tops: Any) -> None:
         shown = self._shown.feed(text, tokens(self._asked.served, scores, tops))

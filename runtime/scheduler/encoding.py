@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from branchwork.runtime.plan import Plan, Result, Row
 from branchwork.runtime.scheduler.constrained import Masks
-from branchwork.runtime.scheduler.intake import Limits, refusal, unpack
+from branchwork.runtime.scheduler.intake import Limits, turned_away, unpack
 from branchwork.runtime.scheduler.request import Spend
 from branchwork.runtime.scheduler.vectors import Vector
 from branchwork.runtime.wire import Embed, Event, Failed, Finished, Score, Submit, Tree
@@ -57,12 +57,8 @@ class EncodingScheduler:
         if not isinstance(message, Embed):
             text = "this model turns texts into vectors and writes none; ask it for embeddings"
             return [Failed(message.id, "unsupported", text)]
-        if message.id in self._live:
-            return [Failed(message.id, "bad_request", f"request {message.id} is already under way")]
-        if self.waiting >= self._queue_limit:
-            text = f"{self.waiting} requests are waiting, at most {self._queue_limit} may"
-            return [Failed(message.id, "queue_full", text)]
-        refused = refusal(message, self._limits)
+        known = message.id in self._live
+        refused = turned_away(message, known, self.waiting, self._queue_limit, self._limits)
         if refused is not None:
             return [refused]
         self._live[message.id] = Text(message, Spend(len(message.ids) // 4))

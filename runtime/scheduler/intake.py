@@ -38,6 +38,15 @@ def unpack(ids: bytes) -> array[int]:
     return known
 
 
+def turned_away(message: Submit | Score | Embed, known: bool, waiting: int, most: int, limits: Limits) -> Failed | None:
+    """Why a message is not taken now, None when it is. known: its number is under way; most: requests that may wait."""
+    if known:
+        return Failed(message.id, "bad_request", f"request {message.id} is already under way")
+    if waiting >= most:
+        return Failed(message.id, "queue_full", f"{waiting} requests are waiting, at most {most} may")
+    return refusal(message, limits)
+
+
 def refusal(message: Submit | Score | Embed, limits: Limits) -> Failed | None:
     """Why a message can never be served, None when it can."""
     if isinstance(message, Submit):

@@ -15,7 +15,7 @@ from branchwork.runtime.grammar.matcher import Grammar
 from branchwork.runtime.plan import Drawn, Plan, Result
 from branchwork.runtime.scheduler.ahead import following
 from branchwork.runtime.scheduler.constrained import Grammars, Masks, MaskWriter, NoGrammars, Waiting
-from branchwork.runtime.scheduler.intake import Limits, refusal, requests_of
+from branchwork.runtime.scheduler.intake import Limits, requests_of, turned_away
 from branchwork.runtime.scheduler.planner import Job, Planner
 from branchwork.runtime.scheduler.request import Answer, Request
 from branchwork.runtime.scheduler.stops import Ending
@@ -70,12 +70,8 @@ class Scheduler:
 
     def add(self, message: Submit | Score | Embed) -> list[Event]:
         """Queue a request. Events: Failed, with code and figures, when it can never be served or the queue is full."""
-        if message.id in self._live or message.id in self._compiling:
-            return [Failed(message.id, "bad_request", f"request {message.id} is already under way")]
-        if self.waiting >= self._queue_limit:
-            text = f"{self.waiting} requests are waiting, at most {self._queue_limit} may"
-            return [Failed(message.id, "queue_full", text)]
-        refused = refusal(message, self._limits)
+        known = message.id in self._live or message.id in self._compiling
+        refused = turned_away(message, known, self.waiting, self._queue_limit, self._limits)
         if refused is not None:
             return [refused]
         if not isinstance(message, Submit) or message.constraint is None:
