@@ -14,15 +14,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from branchwork import library
+from branchwork.library import console, errors, fail
 
 if TYPE_CHECKING:
     import branchwork as bw
@@ -34,8 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="sapling, a library name, directory, .gguf file or hub name")
@@ -74,14 +72,14 @@ def run(
         from branchwork import talk
 
         if model != "sapling":
-            _fail(f"-m {model} is for programs; the model to chat with is {name}")
-        talk.run(name, context.args, endpoint, _options(option))
+            fail(f"-m {model} is for programs; the model to chat with is {name}")
+        talk.run(name, context.args, endpoint, _options(option), start)
         return
     import branchwork as bw
 
     file = Path(name)
     if not file.is_file():
-        _fail(f"{file} is not a file; give the path of a Python program")
+        fail(f"{file} is not a file; give the path of a Python program")
     backend = bw.connect(endpoint) if endpoint else start(model, _options(option))
     bw.set_default_backend(backend)
     sys.argv = [str(file), *context.args]
@@ -129,11 +127,11 @@ def serve(
 
     _options(option)
     if log not in FORMATS:
-        _fail(f"--log {log} is none of {', '.join(FORMATS)}")
+        fail(f"--log {log} is none of {', '.join(FORMATS)}")
     try:
         keys = read_keys(api_keys) if api_keys is not None else ()
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     access = Access(keys, tuple(origin or ()))
     http = Http(host, port, access, Limits(rate=rate), tls_certificate, tls_key, grace, log)
     endpoint = endpoint or default_endpoint()
@@ -177,7 +175,7 @@ def bench(
     from branchwork.runtime.loading.hub import find_model
 
     if output not in report.FORMATS:
-        _fail(f"--output {output} is none of {', '.join(report.FORMATS)}")
+        fail(f"--output {output} is none of {', '.join(report.FORMATS)}")
     lengths = [
         _lengths(f"--{name}", text)
         for name, text in zip(("prompt", "generate", "batch", "shared"), (prompt, generate, batch, shared))
@@ -188,7 +186,7 @@ def bench(
         with start(model, options) as runtime, loading_bar() as say:
             rows, rates = benchmark.measure(runtime, find_model(model), wanted, repeats, say)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     if output == "table":
         report.show(console, rows, rates, options)
     else:
@@ -222,7 +220,7 @@ def stop(
     with _running(endpoint, curve_keys) as (where, backend):
         if not backend.ask(f"stop {name}")["stopped"]:
             names = ", ".join(model["name"] for model in backend.ask("models")["models"])
-            _fail(f"{name!r} is not loaded at {where}, or is what programs there run on; loaded: {names}")
+            fail(f"{name!r} is not loaded at {where}, or is what programs there run on; loaded: {names}")
     console.print(f"{name} goes when its last request has ended", highlight=False)
 
 
@@ -262,7 +260,7 @@ def quantize(
         with shown(f"quantizing to {kind}") as progress:
             before, after = write_quantized(model, out, kind, progress=progress)
     except LoadError as error:
-        _fail(error.message)
+        fail(error.message)
     console.print(f"{model}: {before / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
     console.print(f"{out}: {after / 1e6:,.1f} MB, {after / before:.0%}", highlight=False, soft_wrap=True)
 
@@ -275,7 +273,7 @@ def keys(folder: Annotated[Path, typer.Argument(help="where to write server.key_
     clients = folder / "clients"
     clients.mkdir(parents=True, mode=0o700, exist_ok=True)
     if (folder / "server.key_secret").exists():
-        _fail(f"{folder} already has keys; remove them first if you mean to replace them")
+        fail(f"{folder} already has keys; remove them first if you mean to replace them")
     zmq.auth.create_certificates(folder, "server")
     zmq.auth.create_certificates(folder, "client")
     (folder / "client.key").rename(clients / "client.key")
@@ -320,7 +318,7 @@ def default_endpoint() -> str:
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        _fail(f"{folder} can be entered by other users; remove it, or give --endpoint")
+        fail(f"{folder} can be entered by other users; remove it, or give --endpoint")
     return f"ipc://{folder}/runtime"
 
 
@@ -353,7 +351,7 @@ def _lengths(name: str, text: str) -> list[int]:
     """The whole numbers of a list like 512,2048."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        _fail(f"{name} {text}: whole numbers with commas between them are needed, like 512,2048; 0 leaves it out")
+        fail(f"{name} {text}: whole numbers with commas between them are needed, like 512,2048; 0 leaves it out")
     return [int(part) for part in parts]
 
 
@@ -363,13 +361,8 @@ def _options(option: list[str] | None) -> dict[str, Any]:
     try:
         parse(option or [])
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     return dict(item.split("=", 1) for item in option or [])
-
-
-def _fail(message: str) -> NoReturn:
-    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(2)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -215,7 +215,7 @@ def told() -> Iterator[None]:
         fail(error.message, 1)
 
 
-def fail(message: str, status: int = 2) -> Any:
+def fail(message: str, status: int = 2) -> NoReturn:
     """Tell a person what is wrong and end the command."""
     errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(status)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from branchwork.terminal import Terminal, keyboard
 VERBOSE = "--verbose"
 
 
-def run(name: str, arguments: Sequence[str], endpoint: str, options: Mapping[str, Any]) -> None:
+Start = Callable[[str, Mapping[str, Any]], bw.Runtime]
+
+
+def run(name: str, arguments: Sequence[str], endpoint: str, options: Mapping[str, Any], start: Start) -> None:
     """Chat with model `name`, or answer the one prompt in `arguments` and on standard input.
 
-    options: of the runtime that is started; those of the library's parameters hold where they say nothing.
+    start: starts a runtime and shows its loading. options: of that runtime; those of the library's parameters hold
+    where they say nothing.
     Raises typer.Exit after telling what is wrong; ProgramError, BackendError.
     """
     unknown = [word for word in arguments if word.startswith("--") and word != VERBOSE]
@@ -36,7 +40,7 @@ def run(name: str, arguments: Sequence[str], endpoint: str, options: Mapping[str
     if not prompt and not sys.stdin.isatty():
         fail("there is nothing to answer: standard input is empty; give a prompt after the name")
     with told():
-        host = _Connected(endpoint) if endpoint else _Embedded(options)
+        host = _Connected(endpoint) if endpoint else _Embedded(options, start)
         try:
             chat = host.chat(name)
             if not chat.backend.frames.roles:
@@ -60,17 +64,16 @@ def _once(terminal: Terminal, prompt: str) -> None:
 class _Embedded:
     """A runtime of one's own, one at a time, with the model that is chatted with."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], start: Start) -> None:
         self._options = options
+        self._start = start
         self._runtime: bw.Runtime | None = None
 
     def chat(self, name: str) -> Chat:
         """Raises LoadError, BackendError; then the chat before goes on."""
-        from branchwork.cli import start
-
         found = _found(name)
         defaults = dict(option.split("=", 1) for option in found.options)
-        started = start(name, {**defaults, **self._options})
+        started = self._start(name, {**defaults, **self._options})
         self.close()
         self._runtime = started
         return Chat.of(name, started, found)
